@@ -1,0 +1,966 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: E402  (the arguments are read before the heavy imports, see below)
+"""Fine-tune a sequence-classification model on a GLUE task or on your own files: the loop in plain sight.
+
+    python run_glue_no_trainer.py --model_name_or_path bert-base-cased --task_name mrpc --output_dir out
+    accelerate launch run_glue_no_trainer.py --model_name_or_path bert-base-cased --train_file train.csv ...
+
+The file reads in the order in which it runs: tasks, arguments, data, model, loop, evaluation, results.
+The training loop is in `main`. Copy this file and change what you like: it imports nothing from its project.
+"""
+
+import argparse
+import csv
+import difflib
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+# --- Tasks
+
+GLUE = {  # task: its text columns in nyu-mll/glue
+    "cola": ["sentence"],
+    "mnli": ["premise", "hypothesis"],
+    "mrpc": ["sentence1", "sentence2"],
+    "qnli": ["question", "sentence"],
+    "qqp": ["question1", "question2"],
+    "rte": ["sentence1", "sentence2"],
+    "sst2": ["sentence"],
+    "stsb": ["sentence1", "sentence2"],
+    "wnli": ["sentence1", "sentence2"],
+}
+METRICS = {  # what each task is scored with; the tasks not named here by accuracy
+    "cola": ["matthews_correlation"],
+    "mrpc": ["accuracy", "f1"],
+    "qqp": ["accuracy", "f1"],
+    "stsb": ["pearson", "spearmanr"],
+    "two classes": ["accuracy", "macro_f1", "f1"],
+    "classes": ["accuracy", "macro_f1"],
+    "regression": ["mse", "pearson", "spearmanr"],
+}
+
+# --- Arguments
+
+
+def stop(message: str, code: int = 2) -> NoReturn:
+    """End the run with one line about something that the user can mend. Of several processes, the first speaks."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        time.sleep(2)  # the launcher ends all processes as soon as one has left: let the first finish its sentence
+        sys.exit(code)
+    print(f"{Path(__file__).name}: error: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def true_or_false(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"takes true or false (or nothing, which means true), not {text!r}")
+    return text.lower() == "true"
+
+
+def number(kind: type, low: float, high: float = math.inf, open_low: bool = False) -> Any:
+    """An argparse type: an int or float in [low, high], or in (low, high] with `open_low`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"takes a {'whole ' * (kind is int)}number, not {text!r}") from None
+        if not low <= value <= high or (open_low and value == low) or not math.isfinite(value):
+            least = f"more than {low:g}" if open_low else f"at least {low:g}"
+            raise argparse.ArgumentTypeError(
+                f"must be {least}{f' and at most {high:g}' * (high < math.inf)}, not {text}"
+            )
+        return value
+
+    return parse
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default not in (None, False) else action.help
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if unknown := re.search(r"unrecognized arguments: --([^\s=]+)", message):
+            message += suggestion(unknown[1], [option.lstrip("-") for option in self._option_string_actions])
+        stop(f"{message} (--help lists every flag)")
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    positive, count = number(int, 1), number(int, 0)
+    parser = Parser(
+        description=__doc__.split("\n")[0],
+        usage="%(prog)s --model_name_or_path MODEL (--task_name TASK | --train_file FILE) [--output_dir DIR] [...]",
+        formatter_class=lambda prog: Help(prog, max_help_position=34, width=100),
+        allow_abbrev=False,
+    )
+    parser._optionals.title = "general"
+    switch: dict[str, Any] = {"nargs": "?", "const": True, "default": False, "type": true_or_false, "metavar": "true"}
+    parser.add_argument("--config", metavar="FILE.yaml", help="flags from a YAML file; the command line wins over it")
+
+    add = parser.add_argument_group("data").add_argument
+    add("--task_name", choices=GLUE, help="a GLUE task")
+    add(
+        "--dataset_name",
+        help="where GLUE comes from: a hub id or a local folder of that layout (default: nyu-mll/glue)",
+    )
+    add("--train_file", help="your own training data, .csv or .json: a column `label` and one or two of text")
+    add("--validation_file", help="your own validation data, with the columns of --train_file")
+    add("--max_train_samples", type=positive, metavar="N", help="train on the first N rows only")
+    add("--max_eval_samples", type=positive, metavar="N", help="evaluate on the first N rows only")
+    add("--max_length", type=number(int, 4), default=128, metavar="N", help="cut longer texts at N tokens")
+    add("--pad_to_max_length", **switch, help="pad every text to --max_length instead of to its batch's longest")
+    add("--no_group_by_length", **switch, help="draw batches at random instead of from texts of like length")
+    add("--preprocessing_num_workers", type=positive, metavar="N", help="processes that tokenize")
+    add("--dataloader_num_workers", type=count, default=0, metavar="N", help="processes that load batches")
+
+    add = parser.add_argument_group("model").add_argument
+    add("--model_name_or_path", metavar="MODEL", help="a hub id or a local folder (required)")
+    add("--model_revision", default="main", metavar="REV", help="branch, tag or commit of a hub model")
+    add("--use_slow_tokenizer", **switch, help="the tokenizer written in Python, where there is one")
+    add(
+        "--ignore_mismatched_sizes",
+        **switch,
+        help="start a new head where the model's has other classes than the data",
+    )
+    add(
+        "--attn_implementation", metavar="NAME", help="eager, sdpa, flash_attention_2 ... (default: what is fast here)"
+    )
+    add("--trust_remote_code", **switch, help="run code that comes with the model; read it first")
+
+    add = parser.add_argument_group("training").add_argument
+    add("--per_device_train_batch_size", type=positive, default=8, metavar="N", help="rows of one device at a time")
+    add("--per_device_eval_batch_size", type=positive, default=8, metavar="N", help="the same in evaluation")
+    add("--gradient_accumulation_steps", type=positive, default=1, metavar="N", help="batches that make one step")
+    add("--num_train_epochs", type=count, default=3, metavar="N", help="passes over the data; 0 evaluates only")
+    add("--max_train_steps", type=positive, metavar="N", help="stop after N optimizer steps; wins over the epochs")
+    add("--learning_rate", type=number(float, 0), default=5e-5, metavar="LR", help="peak of the schedule, for AdamW")
+    add(
+        "--weight_decay",
+        type=number(float, 0),
+        default=0.0,
+        metavar="X",
+        help="not for biases and normalisation layers",
+    )
+    add(
+        "--max_grad_norm",
+        type=number(float, 0),
+        default=1.0,
+        metavar="X",
+        help="clip gradients to this norm; 0: never",
+    )
+    schedules = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
+    add("--lr_scheduler_type", choices=schedules, default="linear", help="what becomes of the learning rate")
+    add("--num_warmup_steps", type=count, default=0, metavar="N", help="steps over which it rises from 0")
+    add("--warmup_ratio", type=number(float, 0, 1), default=0.0, metavar="X", help="the same as a share of all steps")
+    add("--mixed_precision", choices=["no", "fp16", "bf16", "fp8"], help="(default: what `accelerate config` says)")
+    add("--seed", type=count, default=42, help="of the new head, the order of the data and dropout")
+
+    add = parser.add_argument_group("output").add_argument
+    add("--output_dir", metavar="DIR", help="where model, results and checkpoints go; nothing is saved without it")
+    add("--overwrite_output_dir", **switch, help="start anew in a folder that holds an earlier run")
+    add("--checkpointing_steps", metavar="N|epoch", help="save a checkpoint every N steps or after every epoch")
+    add("--save_total_limit", type=positive, metavar="N", help="keep the newest N checkpoints")
+    add("--resume_from_checkpoint", metavar="DIR|latest", help="go on from a checkpoint of the same run")
+    add("--logging_steps", type=positive, default=10, metavar="N", help="steps between two lines of log.jsonl")
+    add("--with_tracking", **switch, help="log to experiment trackers as well")
+    add("--report_to", default="all", metavar="NAME", help="the tracker: tensorboard, wandb ...; all: those installed")
+    return parser
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line over the --config file; whatever can be checked without the data is checked here.
+
+    Raises:
+        SystemExit: 2, after one line that names the flag and what would be right; 0 after --help.
+    """
+    parser = build_parser()
+    first = Parser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    config = first.parse_known_args(argv)[0].config
+    args = parser.parse_args([*(read_config(config, parser) if config else []), *argv])
+
+    if not args.model_name_or_path:
+        stop("--model_name_or_path is needed: a hub id such as bert-base-cased or a local folder with a model")
+    if re.match(r"[./~]", args.model_name_or_path) and not Path(args.model_name_or_path).expanduser().is_dir():
+        stop(f"--model_name_or_path {args.model_name_or_path}: there is no such folder")
+    if args.task_name and (args.train_file or args.validation_file):
+        stop("--task_name and --train_file/--validation_file exclude each other: GLUE brings its own data")
+    if not args.task_name and not args.train_file:
+        stop(f"what to train on? Give --task_name ({', '.join(GLUE)}) or --train_file")
+    if args.dataset_name and not args.task_name:
+        stop(f"--dataset_name {args.dataset_name} needs a --task_name: {', '.join(GLUE)}")
+    if args.train_file and not args.validation_file:
+        stop("--train_file needs a --validation_file to evaluate on")
+    for flag in ("train_file", "validation_file"):
+        if file := getattr(args, flag):
+            if Path(file).suffix not in (".csv", ".json"):
+                stop(f"--{flag} {file}: only .csv and .json files can be read")
+            if not Path(file).is_file():
+                stop(f"--{flag} {file}: there is no such file")
+    if args.num_warmup_steps and args.warmup_ratio:
+        stop("--num_warmup_steps and --warmup_ratio exclude each other")
+    if args.checkpointing_steps not in (None, "epoch") and not re.fullmatch(r"[1-9]\d*", args.checkpointing_steps):
+        stop(f"--checkpointing_steps {args.checkpointing_steps}: takes a number of steps, or epoch")
+    needs_folder = ("checkpointing_steps", "save_total_limit", "with_tracking", "resume_from_checkpoint")
+    if not args.output_dir and (wanting := [f"--{flag}" for flag in needs_folder if getattr(args, flag)]):
+        stop(f"{wanting[0]} needs an --output_dir")
+    if args.output_dir:
+        check_output_dir(Path(args.output_dir), args)
+    return args
+
+
+def read_config(file: str, parser: argparse.ArgumentParser) -> list[str]:
+    """A flat YAML mapping of flag names to values, as the command line that means the same."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        stop(f"--config {file}: {' '.join(str(error).split())}")
+    known = [
+        option.lstrip("-") for option in parser._option_string_actions if option not in ("-h", "--config", "--help")
+    ]
+    if not isinstance(values, dict):
+        stop(f"--config {file}: must hold lines such as `learning_rate: 5e-5`")
+    for key, value in values.items():
+        if key not in known:
+            stop(f"--config {file}: there is no flag {key!r}{suggestion(str(key), known)}")
+        if isinstance(value, (dict, list)):
+            stop(f"--config {file}: {key} takes one value, not {value}")
+    return [f"--{key}={value}" for key, value in values.items() if value is not None]
+
+
+def check_output_dir(folder: Path, args: argparse.Namespace) -> None:
+    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    if not existing.is_dir():
+        stop(f"--output_dir {folder}: {existing} is a file, not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        stop(f"--output_dir {folder}: {existing} cannot be written to")
+    if args.resume_from_checkpoint:
+        find_checkpoint(args)
+    elif (folder / "log.jsonl").exists() and not args.overwrite_output_dir:
+        stop(
+            f"--output_dir {folder} holds an earlier run: continue it with --resume_from_checkpoint latest, "
+            "replace it with --overwrite_output_dir, or name another folder"
+        )
+
+
+def find_checkpoint(args: argparse.Namespace) -> Path:
+    """The folder that --resume_from_checkpoint names; for `latest` the one of the most steps in --output_dir."""
+    if args.resume_from_checkpoint == "latest":
+        if not (found := checkpoints(Path(args.output_dir))):
+            stop(f"--resume_from_checkpoint latest: there is no checkpoint in {args.output_dir}")
+        return found[-1]
+    if not (Path(args.resume_from_checkpoint) / "progress.json").is_file():
+        stop(f"--resume_from_checkpoint {args.resume_from_checkpoint}: there is no checkpoint of this script there")
+    return Path(args.resume_from_checkpoint)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in `folder`, oldest first: by steps, and after the evaluation of an epoch last."""
+
+    def age(path: Path) -> tuple[int, bool]:
+        return json.loads((path / "progress.json").read_text())["step"], path.name.startswith("epoch_")
+
+    names = re.compile(r"(step|epoch)_\d+")
+    found = [path for path in folder.glob("*_*") if names.fullmatch(path.name) and (path / "progress.json").is_file()]
+    return sorted(found, key=age)
+
+
+if __name__ == "__main__":
+    ARGS = parse_args(sys.argv[1:])  # here, so that --help and mistakes need not wait seconds for the imports below
+
+import accelerate
+import datasets
+import evaluate
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator, PartialState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import broadcast_object_list, is_torch_xla_available, set_seed
+from datasets import Dataset, DatasetDict, Features, Value, load_dataset
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Sampler
+from tqdm.auto import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    get_scheduler,
+)
+
+# --- Data
+
+
+@dataclass
+class Task:
+    """What is learned: the columns that are read, and what the answers are called."""
+
+    metrics: list[str]
+    text_columns: list[str]
+    values: list[Any] | None  # of column `label`, by class id; None: regression
+    labels: list[str] | None  # the same classes' names, by class id
+
+
+def load_data(args: argparse.Namespace) -> tuple[DatasetDict, Task]:
+    """Read the splits `train` and `validation` (for MNLI `validation_matched` and `validation_mismatched`)."""
+    source = (args.dataset_name or "nyu-mll/glue") if args.task_name else args.train_file
+    try:
+        if args.task_name:
+            splits = load_dataset(source, args.task_name)
+        else:
+            splits = DatasetDict(train=read_file(args.train_file), validation=read_file(args.validation_file))
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        stop(f"{source} could not be read: {' '.join(str(error.__cause__ or error).split())}")
+
+    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples}
+    for name in list(splits):
+        if (kind := name.split("_")[0]) not in limits:
+            del splits[name]  # GLUE's test splits have no labels
+        elif limits[kind]:
+            splits[name] = splits[name].select(range(min(limits[kind], len(splits[name]))))
+    for name, data in splits.items():
+        if "label" not in data.column_names:
+            stop(f"the {name} data has no column `label`; its columns are {', '.join(data.column_names)}")
+        if len(data) == 0:
+            stop(f"the {name} data has no rows")
+        if None in (labels := data.unique("label")) or "" in labels:
+            row = next(row for row, label in enumerate(data["label"]) if label in (None, ""))
+            stop(f"row {row + 1} of the {name} data has no label")
+
+    text_columns = GLUE[args.task_name] if args.task_name else find_text_columns(splits["train"].column_names)
+    for name, data in splits.items():
+        if missing := [column for column in text_columns if column not in data.column_names]:
+            stop(f"the {name} data has no column {missing[0]!r}; its columns are {', '.join(data.column_names)}")
+        for column in text_columns:
+            if data.features[column] != Value("string"):
+                splits[name] = splits[name].cast_column(column, Value("string"))
+    if not args.task_name:
+        splits = type_labels(splits)
+
+    feature = splits["train"].features["label"]
+    if feature.dtype.startswith("float"):
+        return splits, Task(METRICS[args.task_name or "regression"], text_columns, None, None)
+    values = list(range(len(feature.names))) if args.task_name else sorted(splits["train"].unique("label"))
+    labels = list(feature.names) if args.task_name else [str(value) for value in values]
+    if len(values) < 2:
+        stop(f"the training data has only one class, {labels[0]!r}: there is nothing to tell apart")
+    for name, data in splits.items():
+        if unknown := set(data.unique("label")) - set(values):
+            row = next(row for row, label in enumerate(data["label"]) if label in unknown)
+            stop(f"row {row + 1} of the {name} data has the label {data[row]['label']!r}, which was never trained")
+    own = "two classes" if len(values) == 2 else "classes"
+    return splits, Task(METRICS.get(args.task_name or own, ["accuracy"]), text_columns, values, labels)
+
+
+def read_file(file: str) -> Dataset:
+    """A .csv or .json file; every column of a .csv is text here, so that NA, 007 and 1e5 stay what they are."""
+    if Path(file).suffix == ".json":
+        return load_dataset("json", data_files=file, split="train")
+    with open(file, encoding="utf-8-sig", newline="") as rows:
+        header = next(csv.reader(rows), [])
+    features = Features({column: Value("string") for column in header})
+    return load_dataset(
+        "csv", data_files=file, split="train", features=features, keep_default_na=False, encoding="utf-8-sig"
+    )
+
+
+def find_text_columns(columns: list[str]) -> list[str]:
+    if {"sentence1", "sentence2"} <= set(columns):
+        return ["sentence1", "sentence2"]
+    if not (others := [column for column in columns if column != "label"]):
+        stop("the training data has no column of text beside `label`")
+    return others[:2]
+
+
+def type_labels(splits: DatasetDict) -> DatasetDict:
+    """Labels written in digits are numbers: whole ones are classes, others mean regression. Booleans become names."""
+    train = splits["train"]
+    if train.features["label"] == Value("bool"):
+        return splits.cast_column("label", Value("string"))
+    if train.features["label"] != Value("string"):
+        return splits
+    written = train.unique("label")
+    for pattern, kind in ((r"[+-]?\d+", "int64"), (r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", "float64")):
+        if all(re.fullmatch(pattern, label.strip()) for label in written):
+            for name, data in splits.items():
+                if wrong := [label for label in data.unique("label") if not re.fullmatch(pattern, label.strip())]:
+                    stop(f"the {name} data has the label {wrong[0]!r}, but the training labels are numbers ({kind})")
+            return splits.cast_column("label", Value(kind))
+    return splits
+
+
+def tokenize(
+    data: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, name: str
+) -> tuple[Dataset, np.ndarray]:
+    """The model's inputs with their `labels` (class ids, or floats), and every row's full length in tokens, [rows]."""
+    ids = {value: index for index, value in enumerate(task.values)} if task.values else None
+
+    def encode(rows: dict[str, list]) -> dict[str, list]:
+        texts = [[text or "" for text in rows[column]] for column in task.text_columns]
+        batch = dict(tokenizer(*texts, truncation=True, max_length=args.max_length))
+        batch["labels"] = [float(label) if ids is None else ids[label] for label in rows["label"]]
+        batch["length"] = [len(row) for row in batch["input_ids"]]
+        if at_limit := [row for row, length in enumerate(batch["length"]) if length >= args.max_length]:
+            uncut = tokenizer(*[[text[row] for row in at_limit] for text in texts], verbose=False)["input_ids"]
+            for row, tokens in zip(at_limit, uncut, strict=True):
+                batch["length"][row] = len(tokens)
+        return batch
+
+    workers = args.preprocessing_num_workers
+    data = data.map(
+        encode, batched=True, remove_columns=data.column_names, num_proc=workers, desc=f"Tokenizing {name}"
+    )
+    return data.remove_columns("length"), np.array(data.with_format("numpy")["length"])
+
+
+def describe(data: dict[str, Dataset], lengths: dict[str, np.ndarray], task: Task, max_length: int) -> str:
+    """A table of what will be trained on: rows, tokens, how many texts are cut, and the shares of the classes."""
+    lines = [f"{'':24}{'rows':>9}  {'tokens: median':>14}{'95 %':>6}{'max':>7}{'cut':>8}   labels"]
+    for name, dataset in data.items():
+        labels = np.array(dataset.with_format("numpy")["labels"])
+        if task.labels is None:
+            shares = f"{labels.min():.3g} to {labels.max():.3g}, mean {labels.mean():.3g}"
+        else:
+            counts = np.bincount(labels, minlength=len(task.labels))
+            largest = sorted(range(len(counts)), key=lambda index: -counts[index])
+            shares = ", ".join(f"{task.labels[i]} {counts[i] / len(labels):.1%}" for i in largest[:5])
+            shares += f" and {len(counts) - 5} more" * (len(counts) > 5)
+        tokens = lengths[name]
+        middle, high = np.percentile(tokens, [50, 95])
+        cut = int((tokens > max_length).sum())
+        lines.append(f"{name:24}{len(tokens):>9,}  {middle:>14.0f}{high:>6.0f}{tokens.max():>7,}{cut:>8,}   {shares}")
+    return "\n".join([*lines, f"text: {' + '.join(task.text_columns)}, cut at {max_length} tokens"])
+
+
+class GlobalBatchSampler(Sampler[list[int]]):
+    """Batches of row numbers in an order that (seed, epoch) and the size of the global batch decide alone.
+
+    A global batch is what one optimizer step sees. It is handed out in device batches, one after the other, so that
+    any number of processes and accumulation steps makes the same global batches of them. The last one of an epoch is
+    filled up from the start of the epoch's order: every step is full.
+    """
+
+    window = 50  # global batches among which rows of like length are brought together
+    drop_last = False  # read by Accelerate
+
+    def __init__(self, rows: int, global_batch: int, batch_size: int, seed: int, lengths: np.ndarray | None) -> None:
+        self.rows, self.global_batch, self.batch_size, self.seed, self.lengths = (
+            rows, global_batch, batch_size, seed, lengths
+        )  # fmt: skip
+        self.epoch = self.first = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.rows / self.global_batch)
+
+    def start(self, epoch: int, first: int = 0) -> None:
+        """Make the next iteration that of `epoch`, beginning with its global batch number `first`."""
+        self.epoch, self.first = epoch, first
+
+    def global_batches(self) -> np.ndarray:
+        """This epoch's row numbers, [steps, global batch]."""
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = np.resize(generator.permutation(self.rows), self.steps_per_epoch * self.global_batch)
+        if self.lengths is not None:
+            size = self.window * self.global_batch
+            windows = [order[begin : begin + size] for begin in range(0, len(order), size)]
+            order = np.concatenate([rows[np.argsort(-self.lengths[rows], kind="stable")] for rows in windows])
+        batches = order.reshape(-1, self.global_batch)
+        return batches if self.lengths is None else generator.permutation(batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for rows in self.global_batches()[self.first :]:
+            for begin in range(0, self.global_batch, self.batch_size):
+                yield rows[begin : begin + self.batch_size].tolist()
+
+    def __len__(self) -> int:
+        return (self.steps_per_epoch - self.first) * (self.global_batch // self.batch_size)
+
+
+# --- Model
+
+
+def load_model(args: argparse.Namespace, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model with a head for the task, in float32, and its tokenizer. A model's own order of classes is kept."""
+    source = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(args.model_name_or_path, **source)
+        if task.labels:
+            keep_model_labels(config, task)
+            config.id2label = dict(enumerate(task.labels))
+            config.label2id = {label: index for index, label in enumerate(task.labels)}
+        else:
+            config.num_labels = 1
+        config.problem_type = "single_label_classification" if task.labels else "regression"
+        tokenizer = AutoTokenizer.from_pretrained(
+            args.model_name_or_path, use_fast=not args.use_slow_tokenizer, **source
+        )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        config.pad_token_id = tokenizer.pad_token_id
+        on_cpu = PartialState().device.type == "cpu"
+        model = AutoModelForSequenceClassification.from_pretrained(
+            args.model_name_or_path,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+            # on the CPU, dropout inside SDPA costs more than the attention matrix it saves
+            attn_implementation=args.attn_implementation or ("eager" if on_cpu else None),
+            **source,
+        )
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        stop(
+            f"--model_name_or_path {args.model_name_or_path} has a head of another size than the {config.num_labels} "
+            "labels of the data; --ignore_mismatched_sizes starts a new head"
+        )
+    except (OSError, ValueError) as error:
+        stop(f"--model_name_or_path {args.model_name_or_path}: {' '.join(str(error).split())}")
+    return model, tokenizer
+
+
+def keep_model_labels(config: PretrainedConfig, task: Task) -> None:
+    """Put the task's classes into the order that the model was trained with, if it knows them by name."""
+    known = {str(label).lower(): index for index, label in config.id2label.items()}
+    if sorted(known) == sorted(label.lower() for label in task.labels):
+        order = sorted(range(len(task.labels)), key=lambda index: known[task.labels[index].lower()])
+        task.values = [task.values[index] for index in order]
+        task.labels = [str(label) for _, label in sorted(config.id2label.items())]
+    elif not all(re.fullmatch(r"label_\d+", label) for label in known):
+        names = ", ".join(str(label) for label in config.id2label.values())
+        say(
+            f"warning: the model's labels ({names}) are not the data's ({', '.join(task.labels)}); the data's are used"
+        )
+
+
+def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups for AdamW: weight decay spares biases and the weights of normalisation layers."""
+    spared = {
+        id(parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if name.endswith("bias") or "Norm" in type(module).__name__
+    }
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if id(p) not in spared], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if id(p) in spared], "weight_decay": 0.0},
+    ]
+
+
+# --- The loop
+
+
+@dataclass
+class Progress:
+    """Where the run is; saved with every checkpoint."""
+
+    step: int = 0  # optimizer steps taken
+    epoch: int = 0  # epochs completed, with their evaluation
+    batch: int = 0  # global batches of the current epoch that are done, steps skipped by the fp16 scaler included
+    logged_step: int = 0
+    loss_sum: float = 0.0  # since the last line of the log, over device batches, mean of the processes
+    loss_total: float = 0.0  # up to the last line of the log, over steps
+    seconds: float = 0.0
+    results: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+    settings: dict[str, int] = field(default_factory=dict)  # what a resumed run must not change
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Fine-tune, evaluate and save; returns what is written to all_results.json."""
+    accelerator = start_accelerator(args)
+    set_seed(args.seed)  # the same new head on every process
+    with accelerator.main_process_first():
+        splits, task = load_data(args)
+        model, tokenizer = load_model(args, task)
+        args.max_length = min(args.max_length, tokenizer.model_max_length)
+        tokenized = {name: tokenize(split, task, tokenizer, args, name) for name, split in splits.items()}
+    eval_data = {name: split for name, (split, _) in tokenized.items()}
+    lengths = {name: tokens for name, (_, tokens) in tokenized.items()}
+    say(describe(eval_data, lengths, task, args.max_length))
+    train_data = eval_data.pop("train")
+    floor = baseline(task, train_data, eval_data) if accelerator.is_main_process else {}
+
+    global_batch = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+    cut_lengths = None if args.no_group_by_length else np.minimum(lengths["train"], args.max_length)
+    sampler = GlobalBatchSampler(
+        len(train_data), global_batch, args.per_device_train_batch_size, args.seed, cut_lengths
+    )
+    loading = {
+        "collate_fn": collator(tokenizer, args, accelerator.mixed_precision),
+        "num_workers": args.dataloader_num_workers,
+        "generator": torch.Generator(),  # or each iteration takes a number from the stream that dropout draws on
+    }
+    train_loader = accelerator.prepare(DataLoader(train_data, batch_sampler=sampler, **loading))
+    eval_loaders = {}
+    for name, split in eval_data.items():
+        in_order = split.select(by_length(lengths[name]))
+        eval_loaders[name] = accelerator.prepare(
+            DataLoader(in_order, batch_size=args.per_device_eval_batch_size, **loading)
+        )
+
+    num_epochs, max_steps = args.num_train_epochs, args.num_train_epochs * sampler.steps_per_epoch
+    if args.max_train_steps:
+        num_epochs, max_steps = math.ceil(args.max_train_steps / sampler.steps_per_epoch), args.max_train_steps
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, args.weight_decay), lr=args.learning_rate, fused=accelerator.device.type != "xla"
+    )
+    warmup_steps = args.num_warmup_steps or math.ceil(args.warmup_ratio * max_steps)
+    lr_scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, max_steps)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    # A prepared schedule would move once for every process in each step; it only has to be in the checkpoints.
+    accelerator.register_for_checkpointing(lr_scheduler)
+
+    set_seed(args.seed, device_specific=True)  # dropout differs from one process to the next
+    progress = open_run(args, accelerator, {"seed": args.seed, "global_batch_size": global_batch})
+    begin = time.perf_counter() - progress.seconds
+    loss_sum = torch.full((), progress.loss_sum, device=accelerator.device)
+    checkpoint_steps = int(args.checkpointing_steps) if args.checkpointing_steps not in (None, "epoch") else 0
+    bar = tqdm(total=max_steps, initial=progress.step, desc="Training", disable=not accelerator.is_main_process)
+
+    while progress.epoch < num_epochs or progress.step < (args.max_train_steps or 0):
+        model.train()
+        sampler.start(progress.epoch, progress.batch)
+        for batch in train_loader:
+            if progress.step == max_steps:
+                break
+            with accelerator.accumulate(model):
+                loss = model(**batch).loss
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
+                optimizer.step()
+                optimizer.zero_grad()
+            loss_sum += loss.detach()
+            if not accelerator.sync_gradients:
+                continue  # the global batch is not complete
+
+            progress.batch += 1
+            if accelerator.optimizer_step_was_skipped:
+                continue  # by the fp16 loss scaler: neither the schedule nor the count moves
+            learning_rate = lr_scheduler.get_last_lr()[0]
+            lr_scheduler.step()
+            progress.step += 1
+            bar.update()
+
+            if progress.step % args.logging_steps == 0 or progress.step == max_steps:
+                mean_loss = take_loss(accelerator, loss_sum, progress)
+                bar.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{learning_rate:.2e}")
+                position = progress.epoch + progress.batch / sampler.steps_per_epoch
+                line = {"loss": mean_loss, "learning_rate": learning_rate, "grad_norm": float(grad_norm)}
+                log(accelerator, args, {"step": progress.step, "epoch": position} | line)
+            if checkpoint_steps and progress.step % checkpoint_steps == 0:
+                save_checkpoint(accelerator, args, progress, loss_sum, begin, f"step_{progress.step}")
+
+        progress.results = evaluate_model(accelerator, model, eval_loaders, lengths, task)
+        position = progress.epoch + progress.batch / sampler.steps_per_epoch
+        progress.results |= {"step": progress.step, "epoch": position}
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        log(accelerator, args, progress.results)
+        say(f"epoch {position:g}, step {progress.step}: {scores(progress.results, floor)}")
+        if args.checkpointing_steps == "epoch":
+            save_checkpoint(accelerator, args, progress, loss_sum, begin, f"epoch_{progress.epoch - 1}")
+
+    bar.close()
+    if not progress.results:  # --num_train_epochs 0
+        progress.results = evaluate_model(accelerator, model, eval_loaders, lengths, task) | {"step": 0, "epoch": 0.0}
+        say(f"not trained: {scores(progress.results, floor)}")
+    return finish(accelerator, args, model, tokenizer, progress, time.perf_counter() - begin, floor, global_batch)
+
+
+def start_accelerator(args: argparse.Namespace) -> Accelerator:
+    """The devices, the precision and the processes, as the launcher or the flags say."""
+    logging_to = None
+    if args.with_tracking:
+        installed = [str(tracker) for tracker in get_available_trackers()]
+        if args.report_to != "all" and args.report_to not in installed:
+            stop(f"--report_to {args.report_to}: not installed; installed are: {', '.join(installed) or 'none'}")
+        logging_to = args.report_to
+    # several processes on a machine without an accelerator are one run only if Accelerate is told that it is a CPU run
+    no_accelerator = not (torch.accelerator.is_available() or is_torch_xla_available())
+    try:
+        accelerator = Accelerator(
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            mixed_precision=args.mixed_precision,
+            cpu=no_accelerator,
+            log_with=logging_to,
+            project_dir=args.output_dir,
+        )
+    except ValueError as error:  # such as fp16 on a CPU
+        stop(" ".join(str(error).split()))
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    if not accelerator.is_main_process:
+        datasets.disable_progress_bars()
+    return accelerator
+
+
+def say(text: str) -> None:
+    """Print above the progress bar, once for all processes."""
+    if PartialState().is_main_process:
+        tqdm.write(text)
+
+
+def by_length(lengths: np.ndarray) -> np.ndarray:
+    """Row numbers, longest row first: little padding, and too little memory shows at once."""
+    return np.argsort(-lengths, kind="stable")
+
+
+def collator(tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, mixed_precision: str) -> Callable:
+    if args.pad_to_max_length:
+        return DataCollatorWithPadding(tokenizer, padding="max_length", max_length=args.max_length)
+    multiple = {"no": None, "fp8": 16}.get(mixed_precision, 8)  # what tensor cores want
+    return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
+
+
+def take_loss(accelerator: Accelerator, loss_sum: torch.Tensor, progress: Progress) -> float:
+    """The mean loss of the steps since the last call: the one place where the loop waits for the device."""
+    steps = max(1, progress.step - progress.logged_step)
+    total = accelerator.reduce(loss_sum, "mean").item() / accelerator.gradient_accumulation_steps
+    loss_sum.zero_()
+    progress.loss_total += total
+    progress.logged_step = progress.step
+    return total / steps
+
+
+# --- Evaluation
+
+
+def predict(
+    accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader, lengths: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits, float32 [rows, classes], and labels, [rows], of every row once, in the order of the file, on the CPU."""
+    model.eval()
+    parts = []
+    for batch in loader:
+        with torch.inference_mode():
+            logits = model(**batch).logits.float()
+        parts.append(accelerator.gather_for_metrics((logits, batch["labels"])))
+    place = torch.from_numpy(np.argsort(by_length(lengths)))
+    logits, labels = (torch.cat(column).cpu()[place] for column in zip(*parts, strict=True))
+    return logits, labels
+
+
+def evaluate_model(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    loaders: dict[str, DataLoader],
+    lengths: dict[str, np.ndarray],
+    task: Task,
+) -> dict[str, float]:
+    """`eval_loss` and `eval_<metric>` of each validation split, known to every process; MNLI's second ends in _mm."""
+    results = {}
+    for name, loader in loaders.items():
+        logits, labels = predict(accelerator, model, loader, lengths[name])
+        if accelerator.is_main_process:
+            if task.labels is None:
+                predictions, loss = logits.squeeze(-1), F.mse_loss(logits.squeeze(-1), labels)
+            else:
+                predictions, loss = logits.argmax(-1), F.cross_entropy(logits, labels)
+            values = compute_metrics(task, predictions.numpy(), labels.numpy()) | {"loss": loss.item()}
+            results |= {f"eval_{metric}{suffix(name)}": value for metric, value in values.items()}
+    return broadcast_object_list([results])[0]
+
+
+def suffix(split: str) -> str:
+    return "_mm" if split == "validation_mismatched" else ""
+
+
+def correlation(measure: Callable, references: np.ndarray, predictions: np.ndarray) -> float:
+    if np.ptp(references) == 0 or np.ptp(predictions) == 0:
+        return 0.0  # undefined: one side is constant
+    return measure(references, predictions)[0]
+
+
+class GlueMetric(evaluate.Metric):
+    """GLUE's metrics and those for own data, from scikit-learn and scipy, without `evaluate.load`'s download.
+
+    Definitions: Wang et al. 2019, https://arxiv.org/abs/1804.07461, and https://gluebenchmark.com.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        value = Value("float64" if self.config_name == "regression" else "int64")
+        features = Features({"predictions": value, "references": value})
+        return evaluate.MetricInfo(
+            description=self.__doc__, citation="", inputs_description="", features=features, format="numpy"
+        )
+
+    def _compute(
+        self, predictions: np.ndarray, references: np.ndarray, names: list[str], positive: int
+    ) -> dict[str, float]:
+        measures = {
+            "accuracy": lambda: accuracy_score(references, predictions),
+            "f1": lambda: f1_score(references, predictions, labels=[positive], average="macro", zero_division=0),
+            "macro_f1": lambda: f1_score(references, predictions, average="macro", zero_division=0),
+            "matthews_correlation": lambda: matthews_corrcoef(references, predictions),
+            "mse": lambda: mean_squared_error(references, predictions),
+            "pearson": lambda: correlation(pearsonr, references, predictions),
+            "spearmanr": lambda: correlation(spearmanr, references, predictions),
+        }
+        return {name: float(measures[name]()) for name in names}
+
+
+def compute_metrics(task: Task, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """The task's metrics of predicted and true class ids or values, both [rows]; F1 is that of the second class."""
+    metric = GlueMetric(config_name="regression" if task.labels is None else "classes", keep_in_memory=True)
+    positive = task.values.index(sorted(task.values)[1]) if task.values else 0
+    return metric.compute(predictions=predictions, references=references, names=task.metrics, positive=positive)
+
+
+def baseline(task: Task, train_data: Dataset, eval_data: dict[str, Dataset]) -> dict[str, float]:
+    """`baseline_<metric>`: the score of always answering the training data's commonest class, or its mean."""
+    labels = np.array(train_data.with_format("numpy")["labels"])
+    answer = labels.mean() if task.labels is None else np.bincount(labels).argmax()
+    floor = {}
+    for name, split in eval_data.items():
+        references = np.array(split.with_format("numpy")["labels"])
+        values = compute_metrics(task, np.full(len(references), answer), references)
+        floor |= {f"baseline_{metric}{suffix(name)}": value for metric, value in values.items()}
+    return floor
+
+
+def scores(results: dict[str, float], floor: dict[str, float]) -> str:
+    """The results in words, each beside the score that needs no model."""
+    words = []
+    for key, value in results.items():
+        if key.startswith("eval_"):
+            name, least = key.removeprefix("eval_"), floor.get(key.replace("eval_", "baseline_"))
+            words.append(f"{name} {value:.4f}" + (f" (baseline {least:.4f})" if least is not None else ""))
+    return ", ".join(words)
+
+
+# --- Results
+
+
+def open_run(args: argparse.Namespace, accelerator: Accelerator, settings: dict[str, int]) -> Progress:
+    """Make or clear --output_dir, start the trackers, and go to where --resume_from_checkpoint left off."""
+    progress = Progress(settings=settings)
+    if not args.output_dir:
+        return progress
+    folder = Path(args.output_dir)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+    if args.with_tracking:
+        secret = ("hub_token",)
+        shown = {k: v for k, v in vars(args).items() if isinstance(v, (str, int, float)) and k not in secret}
+        accelerator.init_trackers("glue_no_trainer", shown)
+    if not args.resume_from_checkpoint:
+        if accelerator.is_main_process:
+            for old in [*checkpoints(folder), folder / "log.jsonl", folder / "all_results.json"]:
+                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+        return progress
+
+    checkpoint = find_checkpoint(args)
+    progress = Progress(**json.loads((checkpoint / "progress.json").read_text()))
+    for name, value in settings.items():
+        if progress.settings[name] != value:
+            stop(f"--resume_from_checkpoint {checkpoint}: its {name} is {progress.settings[name]}, this run's {value}")
+    accelerator.load_state(checkpoint)
+    accelerator.step = 0  # counts device batches; a checkpoint is always between two global batches
+    if accelerator.is_main_process:
+        shutil.copy(checkpoint / "log.jsonl", folder / "log.jsonl")  # forget what came after the checkpoint
+    say(f"resumed from {checkpoint} at step {progress.step}")
+    return progress
+
+
+def log(accelerator: Accelerator, args: argparse.Namespace, line: dict[str, float]) -> None:
+    """One line for log.jsonl and the trackers."""
+    if args.output_dir and accelerator.is_main_process:
+        with open(Path(args.output_dir) / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    if args.with_tracking:
+        accelerator.log(line, step=line["step"])
+
+
+def save_checkpoint(
+    accelerator: Accelerator,
+    args: argparse.Namespace,
+    progress: Progress,
+    loss_sum: torch.Tensor,
+    begin: float,
+    name: str,
+) -> None:
+    """Save everything that decides what comes next; the folder gets its name only when all of it is there."""
+    folder = Path(args.output_dir)
+    aside = folder / f".{name}.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(aside, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    progress.loss_sum = accelerator.reduce(loss_sum, "mean").item()
+    progress.seconds = time.perf_counter() - begin
+    accelerator.save_state(aside)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (aside / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
+        (folder / "log.jsonl").touch()
+        shutil.copy(folder / "log.jsonl", aside / "log.jsonl")
+        shutil.rmtree(folder / name, ignore_errors=True)
+        aside.rename(folder / name)
+        for old in checkpoints(folder)[: -args.save_total_limit] if args.save_total_limit else []:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def finish(
+    accelerator: Accelerator,
+    args: argparse.Namespace,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    progress: Progress,
+    seconds: float,
+    floor: dict[str, float],
+    global_batch: int,
+) -> dict[str, Any]:
+    """Save the model and all_results.json; returns the results."""
+    results: dict[str, Any] = progress.results | floor
+    if progress.step:
+        results |= {
+            "train_loss": progress.loss_total / progress.step,
+            "train_runtime": round(seconds, 2),
+            "train_samples_per_second": round(progress.step * global_batch / seconds, 2),
+        }
+    results |= {"seed": args.seed, "global_batch_size": global_batch}
+    results["versions"] = {m.__name__: m.__version__ for m in (torch, transformers, accelerate, datasets, evaluate)}
+    if args.output_dir:
+        accelerator.wait_for_everyone()
+        weights = accelerator.get_state_dict(model)
+        accelerator.unwrap_model(model).save_pretrained(
+            args.output_dir, is_main_process=accelerator.is_main_process, state_dict=weights
+        )
+        if accelerator.is_main_process:
+            tokenizer.save_pretrained(args.output_dir)
+            text = json.dumps(results, indent=2, ensure_ascii=False)
+            (Path(args.output_dir) / "all_results.json").write_text(text + "\n", encoding="utf-8")
+            say(f"model and results are in {args.output_dir}")
+    accelerator.end_training()
+    return results
+
+
+if __name__ == "__main__":
+    main(ARGS)
