@@ -13,6 +13,7 @@ The training loop is in `main`. Copy this file and change what you like: it impo
 import argparse
 import csv
 import difflib
+import itertools
 import json
 import math
 import os
@@ -115,12 +116,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("data").add_argument
     add("--task_name", choices=GLUE, help="a GLUE task")
-    add(
-        "--dataset_name",
-        help="where GLUE comes from: a hub id or a local folder of that layout (default: nyu-mll/glue)",
-    )
-    add("--train_file", help="your own training data, .csv or .json: a column `label` and one or two of text")
-    add("--validation_file", help="your own validation data, with the columns of --train_file")
+    add("--dataset_name", metavar="NAME", help="where GLUE is: a hub id or a local folder (default: nyu-mll/glue)")
+    add("--train_file", metavar="FILE", help="your own data, .csv or .json: a column `label` and one or two of text")
+    add("--validation_file", metavar="FILE", help="the same columns, to evaluate on")
     add("--max_train_samples", type=positive, metavar="N", help="train on the first N rows only")
     add("--max_eval_samples", type=positive, metavar="N", help="evaluate on the first N rows only")
     add("--max_length", type=number(int, 4), default=128, metavar="N", help="cut longer texts at N tokens")
@@ -133,11 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model_name_or_path", metavar="MODEL", help="a hub id or a local folder (required)")
     add("--model_revision", default="main", metavar="REV", help="branch, tag or commit of a hub model")
     add("--use_slow_tokenizer", **switch, help="the tokenizer written in Python, where there is one")
-    add(
-        "--ignore_mismatched_sizes",
-        **switch,
-        help="start a new head where the model's has other classes than the data",
-    )
+    add("--ignore_mismatched_sizes", **switch, help="start a new head where the model's has other classes")
     add(
         "--attn_implementation", metavar="NAME", help="eager, sdpa, flash_attention_2 ... (default: what is fast here)"
     )
@@ -169,7 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num_warmup_steps", type=count, default=0, metavar="N", help="steps over which it rises from 0")
     add("--warmup_ratio", type=number(float, 0, 1), default=0.0, metavar="X", help="the same as a share of all steps")
     add("--mixed_precision", choices=["no", "fp16", "bf16", "fp8"], help="(default: what `accelerate config` says)")
-    add("--seed", type=count, default=42, help="of the new head, the order of the data and dropout")
+    add("--seed", type=count, default=42, metavar="N", help="of the new head, the order of the data and dropout")
 
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", metavar="DIR", help="where model, results and checkpoints go; nothing is saved without it")
@@ -301,16 +295,9 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_sq
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    get_scheduler,
-)
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+from transformers import PreTrainedModel as Model
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 # --- Data
 
@@ -381,7 +368,9 @@ def read_file(file: str) -> Dataset:
     if Path(file).suffix == ".json":
         return load_dataset("json", data_files=file, split="train")
     with open(file, encoding="utf-8-sig", newline="") as rows:
-        header = next(csv.reader(rows), [])
+        header, first = ([*itertools.islice(csv.reader(rows), 2)] + [None] * 2)[:2]
+    if first is None:
+        stop(f"{file} has no rows")
     features = Features({column: Value("string") for column in header})
     return load_dataset(
         "csv", data_files=file, split="train", features=features, keep_default_na=False, encoding="utf-8-sig"
@@ -414,7 +403,7 @@ def type_labels(splits: DatasetDict) -> DatasetDict:
 
 
 def tokenize(
-    data: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, name: str
+    data: Dataset, task: Task, tokenizer: Tokenizer, args: argparse.Namespace, name: str
 ) -> tuple[Dataset, np.ndarray]:
     """The model's inputs with their `labels` (class ids, or floats), and every row's full length in tokens, [rows]."""
     ids = {value: index for index, value in enumerate(task.values)} if task.values else None
@@ -504,7 +493,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
 # --- Model
 
 
-def load_model(args: argparse.Namespace, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer]:
     """The model with a head for the task, in float32, and its tokenizer. A model's own order of classes is kept."""
     source = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
     try:
@@ -544,7 +533,7 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[PreTrainedModel, P
     return model, tokenizer
 
 
-def keep_model_labels(config: PretrainedConfig, task: Task) -> None:
+def keep_model_labels(config: transformers.PretrainedConfig, task: Task) -> None:
     """Put the task's classes into the order that the model was trained with, if it knows them by name."""
     known = {str(label).lower(): index for index, label in config.id2label.items()}
     if sorted(known) == sorted(label.lower() for label in task.labels):
@@ -558,7 +547,7 @@ def keep_model_labels(config: PretrainedConfig, task: Task) -> None:
         )
 
 
-def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: Model, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups for AdamW: weight decay spares biases and the weights of normalisation layers."""
     spared = {
         id(parameter)
@@ -631,7 +620,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         parameter_groups(model, args.weight_decay), lr=args.learning_rate, fused=accelerator.device.type != "xla"
     )
     warmup_steps = args.num_warmup_steps or math.ceil(args.warmup_ratio * max_steps)
-    lr_scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, max_steps)
+    lr_scheduler = transformers.get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, max_steps)
     model, optimizer = accelerator.prepare(model, optimizer)
     # A prepared schedule would move once for every process in each step; it only has to be in the checkpoints.
     accelerator.register_for_checkpointing(lr_scheduler)
@@ -732,7 +721,7 @@ def by_length(lengths: np.ndarray) -> np.ndarray:
     return np.argsort(-lengths, kind="stable")
 
 
-def collator(tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, mixed_precision: str) -> Callable:
+def collator(tokenizer: Tokenizer, args: argparse.Namespace, mixed_precision: str) -> Callable:
     if args.pad_to_max_length:
         return DataCollatorWithPadding(tokenizer, padding="max_length", max_length=args.max_length)
     multiple = {"no": None, "fp8": 16}.get(mixed_precision, 8)  # what tensor cores want
@@ -931,7 +920,7 @@ def finish(
     accelerator: Accelerator,
     args: argparse.Namespace,
     model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     progress: Progress,
     seconds: float,
     floor: dict[str, float],

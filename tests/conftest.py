@@ -1,0 +1,127 @@
+"""A tiny model, made data, and a way to run the script in this process or in its own."""
+
+import csv
+import json
+import os
+import random
+import string
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_home_")  # a cache of the tests' own
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # the same sums on every machine, and two tests at a time
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+import run_glue_no_trainer as script
+
+ROOT = Path(__file__).parents[1]
+GLUE = Path(os.environ.get("GLUE_FOLDER", ROOT.parent / "shared" / "glue"))
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def glue_folder() -> Path:
+    if not GLUE.is_dir():
+        pytest.skip(f"there is no copy of nyu-mll/glue at {GLUE}; GLUE_FOLDER can name another place")
+    return GLUE
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of 2 layers × 32 with dropout, and a tokenizer that knows letters and a few words."""
+    folder = tmp_path_factory.mktemp("tiny")
+    letters = string.ascii_lowercase + string.digits + "?.,!'-"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    words += ["good", "bad", "fine", "poor", "great", "awful", "nice", "dull"]
+    BertTokenizer(vocab={word: index for index, word in enumerate(words)}, model_max_length=64).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(config)
+    model.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    model.bert.save_pretrained(folder)
+    return folder
+
+
+def sentences(rows: int, seed: int = 0) -> list[tuple[str, int]]:
+    """Texts of 1 to 12 words; the class is whether praise outnumbers blame."""
+    pick = random.Random(seed)
+    praise, blame = ["good", "fine", "great", "nice"], ["bad", "poor", "awful", "dull"]
+    made = []
+    for _ in range(rows):
+        label = pick.randrange(2)
+        made.append((" ".join(pick.choices((blame, praise)[label], k=pick.randint(1, 12))), label))
+    return made
+
+
+def write_csv(file: Path, header: list[str], rows: list) -> Path:
+    with open(file, "w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return file
+
+
+@pytest.fixture(scope="session")
+def own_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """--train_file and --validation_file: 61 and 23 rows of sentences in two classes."""
+    folder = tmp_path_factory.mktemp("own")
+    names = ("negative", "positive")
+    train = write_csv(folder / "train.csv", ["text", "label"], [(text, names[y]) for text, y in sentences(61)])
+    valid = write_csv(folder / "valid.csv", ["text", "label"], [(text, names[y]) for text, y in sentences(23, seed=1)])
+    return ["--train_file", str(train), "--validation_file", str(valid)]
+
+
+def fresh_accelerate() -> None:
+    """Forget the last run's process group and settings, as a new process would."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def run(tiny_model: Path) -> Callable[..., dict]:
+    """Run the script's `main` with these flags on the tiny model; returns its results."""
+
+    def go(*flags: object) -> dict:
+        fresh_accelerate()
+        return script.main(script.parse_args(["--model_name_or_path", str(tiny_model), *map(str, flags)]))
+
+    return go
+
+
+def launch(
+    *flags: object, launcher: tuple[str, ...] = (sys.executable,), env: dict | None = None, cwd: Path = ROOT
+) -> subprocess.CompletedProcess:
+    """Run the script as a process of its own, or as several under `launcher`."""
+    command = [*launcher, str(ROOT / "run_glue_no_trainer.py"), *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | (env or {}), timeout=600)
+
+
+def usage_error(capsys: pytest.CaptureFixture, *flags: object) -> str:
+    """The one line that wrong flags end in."""
+    with pytest.raises(SystemExit) as exit_:
+        script.parse_args([str(flag) for flag in flags])
+    assert exit_.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("run_glue_no_trainer.py: error: ")
+    return lines[0]
+
+
+def log_lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

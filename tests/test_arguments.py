@@ -1,0 +1,127 @@
+"""Flags, the --config file, and what is said of mistakes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, usage_error
+
+import run_glue_no_trainer as script
+
+MODEL = ["--model_name_or_path", "bert-base-cased"]
+OWN = [*MODEL, "--task_name", "mrpc"]
+
+
+def test_defaults_are_those_of_the_hugging_face_script() -> None:
+    args = vars(script.parse_args(OWN))
+    theirs = {
+        "max_length": 128,
+        "pad_to_max_length": False,
+        "use_slow_tokenizer": False,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "learning_rate": 5e-5,
+        "weight_decay": 0.0,
+        "num_train_epochs": 3,
+        "max_train_steps": None,
+        "gradient_accumulation_steps": 1,
+        "lr_scheduler_type": "linear",
+        "num_warmup_steps": 0,
+        "output_dir": None,
+        "trust_remote_code": False,
+        "checkpointing_steps": None,
+        "resume_from_checkpoint": None,
+        "with_tracking": False,
+        "report_to": "all",
+        "ignore_mismatched_sizes": False,
+    }
+    assert {name: args[name] for name in theirs} == theirs
+
+
+@pytest.mark.parametrize(("written", "meant"), [([], True), (["true"], True), (["False"], False)])
+def test_a_switch_takes_true_false_or_nothing(written: list[str], meant: bool) -> None:
+    assert script.parse_args([*OWN, "--trust_remote_code", *written]).trust_remote_code is meant
+
+
+def test_the_command_line_wins_over_the_config_file(tmp_path: Path) -> None:
+    config = tmp_path / "recipe.yaml"
+    config.write_text("task_name: rte\nlearning_rate: 2e-5\nno_group_by_length: true\nwith_tracking: false\nseed:\n")
+    args = script.parse_args(["--config", str(config), *MODEL, "--learning_rate", "1e-4"])
+    assert (args.task_name, args.learning_rate, args.no_group_by_length) == ("rte", 1e-4, True)
+    assert (args.with_tracking, args.seed) == (False, 42)
+    assert not script.parse_args(["--config", str(config), *MODEL, "--no_group_by_length", "false"]).no_group_by_length
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("learning_rat: 1", "'learning_rat'; did you mean learning_rate?"),
+        ("seed: [1, 2]", "seed takes one value"),
+        ("- 1", "learning_rate: 5e-5"),
+        ("a: b: c", "mapping values"),
+        ("seed: x", "--seed: takes a whole number, not 'x'"),
+    ],
+)
+def test_a_wrong_config_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture, text: str, named: str) -> None:
+    config = tmp_path / "recipe.yaml"
+    config.write_text(text)
+    assert named in usage_error(capsys, "--config", config, *OWN)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ([], "--model_name_or_path is needed"),
+        (["--model_name_or_path", "./nowhere", "--task_name", "rte"], "./nowhere: there is no such folder"),
+        (MODEL, "--task_name (cola, mnli"),
+        ([*MODEL, "--task_name", "mrcp"], "'mrcp'"),
+        ([*OWN, "--train_file", "a.csv"], "exclude each other"),
+        ([*MODEL, "--train_file", "a.csv"], "--validation_file"),
+        ([*MODEL, "--train_file", "a.txt", "--validation_file", "b.csv"], "--train_file a.txt: only .csv and .json"),
+        ([*MODEL, "--train_file", "a.csv", "--validation_file", "b.csv"], "--train_file a.csv: there is no such file"),
+        ([*MODEL, "--dataset_name", "x"], "--task_name"),
+        ([*OWN, "--learning_rate", "-1"], "--learning_rate: must be at least 0, not -1"),
+        ([*OWN, "--learning_rate", "nan"], "--learning_rate: must be at least 0, not nan"),
+        ([*OWN, "--per_device_train_batch_size", "0"], "must be at least 1, not 0"),
+        ([*OWN, "--warmup_ratio", "1.5"], "must be at least 0 and at most 1, not 1.5"),
+        ([*OWN, "--num_train_epochs", "2.5"], "takes a whole number, not '2.5'"),
+        ([*OWN, "--num_warmup_steps", "5", "--warmup_ratio", "0.1"], "exclude each other"),
+        ([*OWN, "--checkpointing_steps", "often", "--output_dir", "x"], "--checkpointing_steps often"),
+        ([*OWN, "--checkpointing_steps", "5"], "--checkpointing_steps needs an --output_dir"),
+        ([*OWN, "--with_tracking"], "--with_tracking needs an --output_dir"),
+        ([*OWN, "--with_tracking", "maybe"], "not 'maybe'"),
+        ([*OWN, "--learning_rat", "1"], "did you mean learning_rate?"),
+        ([*OWN, "--output_dir", __file__], "is a file, not a folder"),
+        ([*OWN, "--output_dir", "nowhere", "--resume_from_checkpoint", "latest"], "no checkpoint in nowhere"),
+        ([*OWN, "--output_dir", "x", "--resume_from_checkpoint", "y"], "--resume_from_checkpoint y"),
+        (["--config", "nowhere.yaml"], "--config nowhere.yaml"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(capsys: pytest.CaptureFixture, flags: list[str], named: str) -> None:
+    assert named in usage_error(capsys, *flags)
+
+
+def test_an_earlier_run_is_not_mixed_with_a_new_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "log.jsonl").touch()
+    assert "--overwrite_output_dir" in usage_error(capsys, *OWN, "--output_dir", tmp_path)
+    assert script.parse_args([*OWN, "--output_dir", str(tmp_path), "--overwrite_output_dir"])
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--task_name", "mrcp"], MODEL])
+def test_help_and_mistakes_do_not_wait_for_the_imports(flags: list[str]) -> None:
+    """`-X importtime` lists every module that a process has imported."""
+    command = [sys.executable, "-X", "importtime", str(ROOT / "run_glue_no_trainer.py"), *flags]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == (0 if flags == ["--help"] else 2)
+    imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
+    assert "argparse" in imported
+    assert not imported & {"torch", "transformers", "evaluate", "datasets", "accelerate", "numpy"}
+
+
+def test_every_flag_has_help_and_a_group() -> None:
+    groups = script.build_parser()._action_groups
+    assert [group.title for group in groups if group._group_actions] == [
+        "general", "data", "model", "training", "output",
+    ]  # fmt: skip
+    assert all(action.help for group in groups for action in group._group_actions)

@@ -1,0 +1,209 @@
+"""GLUE and own files, labels, lengths, and the order of training rows."""
+
+import json
+from argparse import Namespace
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_csv
+from datasets import ClassLabel, Dataset, Features, Value
+from transformers import AutoTokenizer
+
+import run_glue_no_trainer as script
+
+
+def load(train: Path, valid: Path | None = None, **changes: object) -> tuple:
+    flags = ["--model_name_or_path", "m", "--train_file", str(train), "--validation_file", str(valid or train)]
+    args = script.parse_args(flags)
+    return script.load_data(Namespace(**(vars(args) | changes)))
+
+
+def refused(capsys: pytest.CaptureFixture, train: Path, valid: Path | None = None) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        load(train, valid)
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("written", "values", "labels", "metrics"),
+    [
+        (["yes", "no", "yes"], ["no", "yes"], ["no", "yes"], ["accuracy", "macro_f1", "f1"]),
+        (["10", "9", "-1"], [-1, 9, 10], ["-1", "9", "10"], ["accuracy", "macro_f1"]),
+        (["0.5", "2", "1e1"], None, None, ["mse", "pearson", "spearmanr"]),
+        (["true", "false", "true"], ["false", "true"], ["false", "true"], ["accuracy", "macro_f1", "f1"]),
+        (["1", "b", "2.5"], ["1", "2.5", "b"], ["1", "2.5", "b"], ["accuracy", "macro_f1"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_labels(tmp_path: Path, written: list, values: list, labels: list, metrics: list, kind: str) -> None:
+    if kind == "csv":
+        file = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"row {i}", y) for i, y in enumerate(written)])
+    else:
+        file = tmp_path / "t.json"
+        typed = [json.loads(y) if values is None or isinstance(values[0], int) else y for y in written]
+        file.write_text("\n".join(json.dumps({"text": f"row {i}", "label": y}) for i, y in enumerate(typed)))
+    splits, task = load(file)
+    assert (task.values, task.labels, task.metrics) == (values, labels, metrics)
+    assert splits["train"]["text"][:] == ["row 0", "row 1", "row 2"]
+
+
+def test_json_booleans_are_classes(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    file.write_text(json.dumps([{"text": "a", "label": True}, {"text": "b", "label": False}]))
+    assert load(file)[1].labels == ["false", "true"]
+
+
+def test_csv_text_stays_text(tmp_path: Path) -> None:
+    texts = ["NA", "null", "007", "1e5", "", 'a, "quoted"\nline', "2020-01-01"]
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [(text, i % 2) for i, text in enumerate(texts)])
+    file.write_text("\ufeff" + file.read_text(encoding="utf-8"), encoding="utf-8")
+    assert load(file)[0]["train"]["text"][:] == texts
+
+
+@pytest.mark.parametrize(
+    ("columns", "chosen"),
+    [
+        (["id", "sentence2", "label", "sentence1"], ["sentence1", "sentence2"]),
+        (["question", "label", "answer", "note"], ["question", "answer"]),
+        (["label", "text"], ["text"]),
+    ],
+)
+def test_text_columns(columns: list[str], chosen: list[str]) -> None:
+    assert script.find_text_columns(columns) == chosen
+
+
+def test_numbers_as_text_in_json_become_text(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    file.write_text('{"text": 7, "label": "a"}\n{"text": 8, "label": "b"}\n')
+    assert load(file)[0]["train"]["text"][:] == ["7", "8"]
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "named"),
+    [
+        ("text,label\na,1\nb,1\n", None, "only one class, '1'"),
+        ("text,kind\na,1\n", None, "the train data has no column `label`; its columns are text, kind"),
+        ("label\n1\n2\n", None, "no column of text"),
+        ("text,label\n", None, "t.csv has no rows"),
+        ("", None, "t.csv has no rows"),
+        ("text,label\na,x\nb,\n", None, "row 2 of the train data has no label"),
+        ("text,label\na,x\nb,y\n", "text,label\na,x\nb,z\n", "row 2 of the validation data has the label 'z'"),
+        ("text,label\na,1\nb,2\n", "text,label\na,one\n", "the label 'one', but the training labels are numbers"),
+        ("text,label\na,x\nb,y\n", "words,label\na,x\n", "the validation data has no column 'text'"),
+    ],
+)
+def test_unusable_data_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture, train: str, valid: str | None, named: str
+) -> None:
+    (tmp_path / "t.csv").write_text(train)
+    (tmp_path / "v.csv").write_text(valid if valid is not None else train)
+    assert named in refused(capsys, tmp_path / "t.csv", tmp_path / "v.csv")
+
+
+def test_max_samples_take_the_first_rows(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"row {i}", i % 2) for i in range(9)])
+    splits, _ = load(file, max_train_samples=4, max_eval_samples=100)
+    assert splits["train"]["text"][:] == ["row 0", "row 1", "row 2", "row 3"]
+    assert len(splits["validation"]) == 9
+
+
+@pytest.mark.parametrize("task", script.GLUE)
+def test_glue_from_a_local_folder(tmp_path: Path, task: str) -> None:
+    """The layout and schema of nyu-mll/glue, with unlabelled test rows, for all nine tasks."""
+    names = {"mnli": ["entailment", "neutral", "contradiction"]}.get(task, ["no", "yes"])
+    label = Value("float32") if task == "stsb" else ClassLabel(names=names)
+    columns = script.GLUE[task]
+    features = Features({column: Value("string") for column in columns} | {"label": label, "idx": Value("int32")})
+    validation = ["validation_matched", "validation_mismatched"] if task == "mnli" else ["validation"]
+    (tmp_path / task).mkdir()
+    yaml = f"---\nconfigs:\n- config_name: {task}\n  data_files:\n"
+    for split in ["train", *validation, "test"]:
+        rows = {column: ["a", "b", "c"] for column in columns}
+        rows |= {"label": [-1] * 3 if split == "test" else [0, 1, 0], "idx": [0, 1, 2]}
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / task / f"{split}-00000-of-00001.parquet")
+        yaml += f"  - split: {split}\n    path: {task}/{split}-*\n"
+    (tmp_path / "README.md").write_text(yaml + "---\n")
+    flags = ["--model_name_or_path", "m", "--task_name", task, "--dataset_name", str(tmp_path)]
+    splits, found = script.load_data(script.parse_args(flags))
+    assert list(splits) == ["train", *validation]
+    assert found.labels == (None if task == "stsb" else names)
+    assert found.text_columns == columns
+
+
+def test_a_data_set_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    args = ["--model_name_or_path", "m", "--task_name", "rte", "--dataset_name", str(tmp_path / "nowhere")]
+    with pytest.raises(SystemExit):
+        script.load_data(script.parse_args(args))
+    assert "nowhere could not be read" in capsys.readouterr().err
+
+
+def tokens(tiny_model: Path, texts: list[str], *, pair: bool = False, max_length: int = 8) -> tuple:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    columns = ["a", "b"] if pair else ["a"]
+    data = Dataset.from_dict(dict.fromkeys(columns, texts) | {"label": ["y", "n"] * (len(texts) // 2)})
+    task = script.Task(["accuracy"], columns, ["y", "n"], ["y", "n"])
+    args = Namespace(max_length=max_length, preprocessing_num_workers=None)
+    return script.tokenize(data, task, tokenizer, args, "train")
+
+
+def test_tokenize_cuts_and_keeps_the_full_length(tiny_model: Path) -> None:
+    data, lengths = tokens(tiny_model, ["good", "good " * 6, "good " * 7, ""])
+    assert lengths.tolist() == [3, 8, 9, 2]
+    assert [len(row) for row in data["input_ids"]] == [3, 8, 8, 2]
+    assert data["labels"][:] == [0, 1, 0, 1]
+    assert "length" not in data.column_names
+    _, lengths = tokens(tiny_model, ["good " * 3, "good " * 2], pair=True)
+    assert lengths.tolist() == [9, 7]
+
+
+def test_describe(tiny_model: Path) -> None:
+    data, lengths = tokens(tiny_model, ["good", "good " * 6, "good " * 7, "bad bad"])
+    task = script.Task(["accuracy"], ["a"], ["y", "n"], ["y", "n"])
+    header, row, last = script.describe({"train": data}, {"train": lengths}, task, 8).splitlines()
+    assert row.split() == ["train", "4", "6", "9", "9", "1", "y", "50.0%,", "n", "50.0%"]
+    assert header.split()[-3:] == ["max", "cut", "labels"]
+    assert last == "text: a, cut at 8 tokens"
+
+
+def order(
+    rows: int, global_batch: int, size: int, *, seed: int = 0, epoch: int = 0, first: int = 0, grouped: bool = True
+) -> list:
+    lengths = np.random.default_rng(5).integers(3, 90, rows) if grouped else None
+    sampler = script.GlobalBatchSampler(rows, global_batch, size, seed, lengths)
+    sampler.start(epoch, first)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    assert {len(batch) for batch in batches} <= {size}
+    return batches
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("rows", [1, 31, 32, 333, 4001])
+def test_an_epoch_has_every_row_and_full_batches(rows: int, grouped: bool) -> None:
+    seen = Counter(row for batch in order(rows, 32, 8, grouped=grouped) for row in batch)
+    assert set(seen) == set(range(rows))
+    assert sum(seen.values()) == -(-rows // 32) * 32
+    assert max(seen.values()) - min(seen.values()) <= 1
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_global_batches_do_not_depend_on_the_cut(grouped: bool) -> None:
+    whole = order(333, 32, 32, grouped=grouped)
+    quarters = order(333, 32, 8, grouped=grouped)
+    assert whole == [sum(quarters[i : i + 4], []) for i in range(0, len(quarters), 4)]
+    assert order(333, 32, 8, first=5, grouped=grouped) == quarters[20:]
+    assert order(333, 32, 32, epoch=1, grouped=grouped) != whole
+    assert order(333, 32, 32, seed=1, grouped=grouped) != whole
+
+
+def test_grouping_saves_padding() -> None:
+    lengths = np.random.default_rng(5).integers(3, 90, 4001)
+
+    def padded(grouped: bool) -> int:
+        return sum(max(lengths[batch]) * len(batch) for batch in order(4001, 32, 32, grouped=grouped))
+
+    assert padded(True) < 0.7 * padded(False)
+    assert padded(True) < 1.1 * lengths.sum()

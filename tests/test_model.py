@@ -1,0 +1,107 @@
+"""The head, the order of its classes, and which parameters decay."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import fresh_accelerate
+from transformers import AutoConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+
+import run_glue_no_trainer as script
+
+
+def arguments(folder: Path, *flags: str) -> Namespace:
+    return script.parse_args(["--model_name_or_path", str(folder), "--task_name", "rte", *flags])
+
+
+def classes(*names: str) -> script.Task:
+    return script.Task(["accuracy"], ["a"], list(range(len(names))), list(names))
+
+
+@pytest.fixture
+def known_labels(tiny_model: Path, tmp_path: Path) -> Path:
+    """A model that was trained on MNLI's classes in an order and case of its own."""
+    names = ["CONTRADICTION", "NEUTRAL", "ENTAILMENT"]
+    config = AutoConfig.from_pretrained(tiny_model, num_labels=3)
+    config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    for file in tiny_model.glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def test_a_models_own_order_of_classes_is_kept(known_labels: Path) -> None:
+    task = classes("entailment", "neutral", "contradiction")
+    model, _ = script.load_model(arguments(known_labels), task)
+    assert task.values == [2, 1, 0]
+    assert model.config.id2label == {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}
+
+
+def test_other_class_names_replace_the_models_with_a_warning(
+    known_labels: Path, capsys: pytest.CaptureFixture
+) -> None:
+    task = classes("a", "b", "c")
+    model, _ = script.load_model(arguments(known_labels), task)
+    assert task.values == [0, 1, 2]
+    assert model.config.label2id == {"a": 0, "b": 1, "c": 2}
+    assert "(CONTRADICTION, NEUTRAL, ENTAILMENT) are not the data's (a, b, c)" in capsys.readouterr().out
+
+
+def test_a_head_of_another_size_is_an_error_that_names_the_flag(
+    known_labels: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        script.load_model(arguments(known_labels), classes("a", "b"))
+    assert exit_.value.code == 2
+    assert "--ignore_mismatched_sizes starts a new head" in capsys.readouterr().err
+    model, _ = script.load_model(arguments(known_labels, "--ignore_mismatched_sizes"), classes("a", "b"))
+    assert model.classifier.out_features == 2
+
+
+def test_regression_has_one_output(tiny_model: Path) -> None:
+    model, _ = script.load_model(arguments(tiny_model), script.Task(["mse"], ["a"], None, None))
+    assert (model.num_labels, model.config.problem_type) == (1, "regression")
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        script.load_model(arguments(tmp_path), classes("a", "b"))
+    assert exit_.value.code == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_decay_spares_biases_and_normalisation_layers(tiny_model: Path, family: str) -> None:
+    if family == "bert":
+        model = BertForSequenceClassification(AutoConfig.from_pretrained(tiny_model))
+        norms = {name for name, _ in model.named_parameters() if "LayerNorm" in name}
+    else:
+        shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        model = LlamaForSequenceClassification(LlamaConfig(vocab_size=20, **shape))
+        norms = {name for name, _ in model.named_parameters() if name.endswith("norm.weight")}
+    assert norms
+    decayed, spared = script.parameter_groups(model, 0.1)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    biases = {name for name in names.values() if name.endswith("bias")}
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    assert {names[id(parameter)] for parameter in spared["params"]} == biases | norms
+    assert {names[id(parameter)] for parameter in decayed["params"]} == set(names.values()) - biases - norms
+
+
+def test_frozen_parameters_are_left_out(tiny_model: Path) -> None:
+    model, _ = script.load_model(arguments(tiny_model), classes("a", "b"))
+    model.bert.requires_grad_(False)
+    groups = script.parameter_groups(model, 0.1)
+    assert [len(group["params"]) for group in groups] == [1, 1]
+
+
+def test_weights_are_trained_in_float32(tiny_model: Path, tmp_path: Path) -> None:
+    """transformers 5 would load half-precision weights as they are, and AdamW would then lose small updates."""
+    model = BertForSequenceClassification(AutoConfig.from_pretrained(tiny_model)).half()
+    model.save_pretrained(tmp_path)
+    for file in tiny_model.glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    fresh_accelerate()
+    model, _ = script.load_model(arguments(tmp_path), classes("a", "b"))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
