@@ -700,8 +700,10 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
             log_with=logging_to,
             project_dir=args.output_dir,
         )
-    except ValueError as error:  # such as fp16 on a CPU
+    except (ValueError, ImportError) as error:  # a precision that this machine has not
         stop(" ".join(str(error).split()))
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        stop("--mixed_precision fp16 needs a GPU; on a CPU take bf16 or no")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()

@@ -109,7 +109,7 @@ def launch(
 ) -> subprocess.CompletedProcess:
     """Run the script as a process of its own, or as several under `launcher`."""
     command = [*launcher, str(ROOT / "run_glue_no_trainer.py"), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | (env or {}), timeout=600)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | (env or {}), timeout=300)
 
 
 def usage_error(capsys: pytest.CaptureFixture, *flags: object) -> str:

@@ -1,0 +1,95 @@
+"""What stands beside the script."""
+
+import ast
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from conftest import ROOT
+
+import run_glue_no_trainer as script
+
+QUICKSTART = ROOT / "configs" / "quickstart"
+
+
+def shell_blocks() -> list[str]:
+    return re.findall(r"```sh\n(.+?)\n```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_readmes_second_line_is_what_ci_runs() -> None:
+    line = shell_blocks()[1]
+    assert "\n" not in line
+    assert line in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_every_command_in_the_readme_parses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every flag is one of the script's, with a value that it takes."""
+    parser = script.build_parser()
+    commands = [line for block in shell_blocks() for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
+    commands = [line for line in commands if "run_glue_no_trainer.py " in line]
+    assert len(commands) >= 6
+    for command in commands:
+        flags = command.split("run_glue_no_trainer.py ", 1)[1].split(" && ")[0]
+        parser.parse_args(re.sub(r'"\$\([^)]*\)"', "folder", flags).split())
+
+
+def test_the_readme_names_every_flag() -> None:
+    text = (ROOT / "README.md").read_text()
+    flags = [option for option in script.build_parser()._option_string_actions if option.startswith("--")]
+    assert not [flag for flag in flags if flag not in text and flag != "--help"]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_reads_the_launch_files(file: Path) -> None:
+    config = load_config_from_file(str(file))
+    assert config.num_processes == 1
+    first, second, *_ = file.read_text().splitlines()
+    assert first.startswith("# When to take it: ")
+    assert f"accelerate launch --config_file configs/accelerate/{file.name} run_glue_no_trainer.py" in second
+
+
+def test_the_quick_start_data() -> None:
+    splits = {}
+    for split, least in (("train", 300), ("validation", 75), ("test", 25)):
+        with open(QUICKSTART / f"{split}.csv", newline="", encoding="utf-8") as rows:
+            splits[split] = [(row["text"], row["label"]) for row in csv.DictReader(rows)]
+        assert len(splits[split]) >= least
+        assert {label for _, label in splits[split]} == {"account", "advice", "billing", "defect", "delivery"}
+    texts = [text.lower() for rows in splits.values() for text, _ in rows]
+    assert len(set(texts)) == len(texts)
+
+
+def test_the_recipe_parses() -> None:
+    recipe = QUICKSTART / "recipe.yaml"
+    flags = script.read_config(str(recipe), script.build_parser())
+    assert len(flags) == len(yaml.safe_load(recipe.read_text()))
+    assert script.build_parser().parse_args(flags).train_file == "configs/quickstart/train.csv"
+
+
+def test_the_script_needs_what_requirements_name_and_nothing_of_the_project() -> None:
+    tree = ast.parse((ROOT / "run_glue_no_trainer.py").read_text())
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            imported.add(node.module.split(".")[0])
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"\S+ +# .+", line) for line in lines), "each line has its reason"
+    listed = {re.split(r"[><=~]", line)[0] for line in lines}
+    packages = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
+    needed = {packages.get(name, name) for name in imported - set(sys.stdlib_module_names)}
+    assert needed <= listed
+    assert listed - needed == {"sentencepiece", "protobuf"}  # loaded by transformers for some tokenizers
+
+
+def test_every_function_is_typed_and_the_code_is_clean() -> None:
+    for command in (["check"], ["format", "--check"]):
+        ended = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout

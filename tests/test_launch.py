@@ -1,0 +1,80 @@
+"""The ways in: python, accelerate launch and torchrun, one process and two, with and without a network."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, launch, log_lines, write_csv
+
+ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+pytestmark = pytest.mark.slow
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "all_results.json").read_text())
+
+
+def test_two_processes_count_every_row_once_and_learn_the_same(
+    tiny_model: Path, own_files: list, tmp_path: Path
+) -> None:
+    """23 validation rows in batches of 4: two processes have to be given one row twice, and not count it."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in tiny_model.iterdir():
+        text = file.read_bytes()
+        if file.name == "config.json":
+            text = json.dumps(json.loads(text) | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+            text = text.encode()
+        (model / file.name).write_bytes(text)
+    flags = ["--model_name_or_path", model, *own_files, "--per_device_eval_batch_size", 4, "--logging_steps", 1]
+    flags += ["--learning_rate", 1e-3, "--num_train_epochs", 2]
+    one = launch(*flags, "--per_device_train_batch_size", 8, "--output_dir", tmp_path / "one")
+    two = launch(
+        *flags, "--per_device_train_batch_size", 4, "--output_dir", tmp_path / "two",
+        launcher=TORCHRUN, env={"ACCELERATE_USE_CPU": "true"},
+    )  # fmt: skip
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
+    first, second = results(tmp_path / "one"), results(tmp_path / "two")
+    assert second["global_batch_size"] == 8
+    for name in first:
+        if name.startswith(("eval_", "baseline_", "train_loss")):
+            assert second[name] == pytest.approx(first[name], abs=1e-5), name
+    assert len(log_lines(tmp_path / "two")) == len(log_lines(tmp_path / "one")) == 18
+    for a, b in zip(log_lines(tmp_path / "one"), log_lines(tmp_path / "two"), strict=True):
+        assert b == pytest.approx(a, abs=1e-4)
+    assert two.stdout.count("epoch 1, step 8") == 1
+
+
+def test_two_processes_make_one_complaint(tiny_model: Path, tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [("good", "a")] * 3)
+    flags = ["--model_name_or_path", tiny_model, "--train_file", file, "--validation_file", file]
+    ended = launch(*flags, "--output_dir", tmp_path / "out", launcher=TORCHRUN)
+    assert ended.returncode != 0
+    assert ended.stderr.count("run_glue_no_trainer.py: error: the training data has only one class") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_accelerate_launch_on_the_cpu(tiny_model: Path, own_files: list, tmp_path: Path) -> None:
+    flags = ["--model_name_or_path", tiny_model, *own_files, "--max_train_steps", 3, "--output_dir", tmp_path]
+    config = ROOT / "configs" / "accelerate" / "cpu.yaml"
+    ended = launch(*flags, launcher=(*ACCELERATE, "--config_file", str(config)))
+    assert ended.returncode == 0, ended.stderr
+    assert results(tmp_path)["step"] == 3
+
+
+def test_the_network_is_not_needed(tiny_model: Path, own_files: list, tmp_path: Path) -> None:
+    """In a network namespace of its own, with nothing told to be offline, and no waiting for what does not come."""
+    cut_off = ("unshare", "-rn")
+    try:
+        subprocess.run([*cut_off, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"network namespaces cannot be made here: {error}")
+    flags = ["--model_name_or_path", tiny_model, *own_files, "--max_train_steps", 3, "--output_dir", tmp_path]
+    ended = launch(*flags, launcher=(*cut_off, sys.executable), env={"HF_HUB_OFFLINE": "0"})
+    assert ended.returncode == 0, ended.stderr
+    assert "retry" not in ended.stderr.lower()
+    assert results(tmp_path)["step"] == 3
