@@ -67,19 +67,17 @@ def true_or_false(text: str) -> bool:
     return text.lower() == "true"
 
 
-def number(kind: type, low: float, high: float = math.inf, open_low: bool = False) -> Any:
-    """An argparse type: an int or float in [low, high], or in (low, high] with `open_low`."""
+def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
+    """An argparse type: an int or float from low to high."""
 
     def parse(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"takes a {'whole ' * (kind is int)}number, not {text!r}") from None
-        if not low <= value <= high or (open_low and value == low) or not math.isfinite(value):
-            least = f"more than {low:g}" if open_low else f"at least {low:g}"
-            raise argparse.ArgumentTypeError(
-                f"must be {least}{f' and at most {high:g}' * (high < math.inf)}, not {text}"
-            )
+        if not low <= value <= high or not math.isfinite(value):
+            most = f" and at most {high:g}" if high < math.inf else ""
+            raise argparse.ArgumentTypeError(f"must be at least {low:g}{most}, not {text}")
         return value
 
     return parse
@@ -589,10 +587,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         model, tokenizer = load_model(args, task)
         args.max_length = min(args.max_length, tokenizer.model_max_length)
         tokenized = {name: tokenize(split, task, tokenizer, args, name) for name, split in splits.items()}
-    eval_data = {name: split for name, (split, _) in tokenized.items()}
+    data = {name: split for name, (split, _) in tokenized.items()}
     lengths = {name: tokens for name, (_, tokens) in tokenized.items()}
-    say(describe(eval_data, lengths, task, args.max_length))
-    train_data = eval_data.pop("train")
+    say(describe(data, lengths, task, args.max_length))
+    train_data, eval_data = data["train"], {name: split for name, split in data.items() if name != "train"}
     floor = baseline(task, train_data, eval_data) if accelerator.is_main_process else {}
 
     global_batch = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
@@ -858,8 +856,7 @@ def open_run(args: argparse.Namespace, accelerator: Accelerator, settings: dict[
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
     if args.with_tracking:
-        secret = ("hub_token",)
-        shown = {k: v for k, v in vars(args).items() if isinstance(v, (str, int, float)) and k not in secret}
+        shown = {flag: value for flag, value in vars(args).items() if isinstance(value, (str, int, float))}
         accelerator.init_trackers("glue_no_trainer", shown)
     if not args.resume_from_checkpoint:
         if accelerator.is_main_process:
