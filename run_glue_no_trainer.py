@@ -685,8 +685,10 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
     logging_to = None
     if args.with_tracking:
         installed = [str(tracker) for tracker in get_available_trackers()]
-        if args.report_to != "all" and args.report_to not in installed:
-            stop(f"--report_to {args.report_to}: not installed; installed are: {', '.join(installed) or 'none'}")
+        if not installed:
+            stop("--with_tracking: no tracker is installed; pip install tensorboard brings one")
+        if args.report_to not in ("all", *installed):
+            stop(f"--report_to {args.report_to}: not installed; installed are: {', '.join(installed)}")
         logging_to = args.report_to
     # several processes on a machine without an accelerator are one run only if Accelerate is told that it is a CPU run
     no_accelerator = not (torch.accelerator.is_available() or is_torch_xla_available())

@@ -130,6 +130,16 @@ def test_a_tracker_that_is_not_installed_is_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_tracking_without_any_tracker_is_refused(
+    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "get_available_trackers", list)
+    with pytest.raises(SystemExit) as exit_:
+        run(*own_files, "--with_tracking", "--output_dir", tmp_path / "out")
+    assert exit_.value.code == 2
+    assert "pip install tensorboard" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("precision", ["fp16", "fp8"])
 def test_a_precision_that_is_not_to_be_had_is_named(
     run: Callable, own_files: list, capsys: pytest.CaptureFixture, precision: str
