@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 # --- Tasks
 
@@ -128,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("model").add_argument
     add("--model_name_or_path", metavar="MODEL", help="a hub id or a local folder (required)")
     add("--model_revision", default="main", metavar="REV", help="branch, tag or commit of a hub model")
-    add("--use_slow_tokenizer", **switch, help="the tokenizer written in Python, where there is one")
+    add("--use_slow_tokenizer", **switch, help="the tokenizer written in Python, where there is one still")
     add("--ignore_mismatched_sizes", **switch, help="start a new head where the model's has other classes")
     add(
         "--attn_implementation", metavar="NAME", help="eager, sdpa, flash_attention_2 ... (default: what is fast here)"
@@ -312,14 +312,11 @@ class Task:
 
 def load_data(args: argparse.Namespace) -> tuple[DatasetDict, Task]:
     """Read the splits `train` and `validation` (for MNLI `validation_matched` and `validation_mismatched`)."""
-    source = (args.dataset_name or "nyu-mll/glue") if args.task_name else args.train_file
-    try:
-        if args.task_name:
-            splits = load_dataset(source, args.task_name)
-        else:
-            splits = DatasetDict(train=read_file(args.train_file), validation=read_file(args.validation_file))
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        stop(f"{source} could not be read: {' '.join(str(error.__cause__ or error).split())}")
+    if args.task_name:
+        source = args.dataset_name or "nyu-mll/glue"
+        splits = read(source, source, args.task_name)
+    else:
+        splits = DatasetDict(train=read_file(args.train_file), validation=read_file(args.validation_file))
 
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples}
     for name in list(splits):
@@ -361,18 +358,28 @@ def load_data(args: argparse.Namespace) -> tuple[DatasetDict, Task]:
     return splits, Task(METRICS.get(args.task_name or own, ["accuracy"]), text_columns, values, labels)
 
 
+def read(source: str, *args: str, **options: Any) -> DatasetDict | Dataset:
+    """`load_dataset(*args, **options)`, which names `source` where it cannot be read."""
+    try:
+        return load_dataset(*args, **options)
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        stop(f"{source} could not be read: {' '.join(str(error.__cause__ or error).split())}")
+
+
 def read_file(file: str) -> Dataset:
     """A .csv or .json file; every column of a .csv is text here, so that NA, 007 and 1e5 stay what they are."""
+    options: dict[str, Any] = {"data_files": file, "split": "train"}
     if Path(file).suffix == ".json":
-        return load_dataset("json", data_files=file, split="train")
-    with open(file, encoding="utf-8-sig", newline="") as rows:
-        header, first = ([*itertools.islice(csv.reader(rows), 2)] + [None] * 2)[:2]
+        return read(file, "json", **options)
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as rows:
+            header, first = ([*itertools.islice(csv.reader(rows), 2)] + [None] * 2)[:2]
+    except (UnicodeDecodeError, csv.Error) as error:
+        stop(f"{file} could not be read: {error}")
     if first is None:
         stop(f"{file} has no rows")
     features = Features({column: Value("string") for column in header})
-    return load_dataset(
-        "csv", data_files=file, split="train", features=features, keep_default_na=False, encoding="utf-8-sig"
-    )
+    return read(file, "csv", features=features, keep_default_na=False, encoding="utf-8-sig", **options)
 
 
 def find_text_columns(columns: list[str]) -> list[str]:
@@ -443,6 +450,7 @@ def describe(data: dict[str, Dataset], lengths: dict[str, np.ndarray], task: Tas
     return "\n".join([*lines, f"text: {' + '.join(task.text_columns)}, cut at {max_length} tokens"])
 
 
+@dataclass(eq=False)
 class GlobalBatchSampler(Sampler[list[int]]):
     """Batches of row numbers in an order that (seed, epoch) and the size of the global batch decide alone.
 
@@ -451,14 +459,15 @@ class GlobalBatchSampler(Sampler[list[int]]):
     filled up from the start of the epoch's order: every step is full.
     """
 
-    window = 50  # global batches among which rows of like length are brought together
-    drop_last = False  # read by Accelerate
-
-    def __init__(self, rows: int, global_batch: int, batch_size: int, seed: int, lengths: np.ndarray | None) -> None:
-        self.rows, self.global_batch, self.batch_size, self.seed, self.lengths = (
-            rows, global_batch, batch_size, seed, lengths
-        )  # fmt: skip
-        self.epoch = self.first = 0
+    rows: int
+    global_batch: int
+    batch_size: int  # of one device
+    seed: int
+    lengths: np.ndarray | None  # in tokens, [rows]; None: do not bring rows of like length together
+    epoch: int = 0
+    first: int = 0  # global batch of the epoch
+    drop_last: ClassVar[bool] = False  # read by Accelerate
+    window: ClassVar[int] = 50  # global batches among which rows of like length are brought together
 
     @property
     def steps_per_epoch(self) -> int:
@@ -506,6 +515,10 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer]:
         tokenizer = AutoTokenizer.from_pretrained(
             args.model_name_or_path, use_fast=not args.use_slow_tokenizer, **source
         )
+        if args.use_slow_tokenizer and tokenizer.is_fast:
+            say(
+                "warning: --use_slow_tokenizer changes nothing: transformers 5 has one tokenizer a model, here a fast one"
+            )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         config.pad_token_id = tokenizer.pad_token_id
@@ -576,6 +589,9 @@ class Progress:
     seconds: float = 0.0
     results: dict[str, float] = field(default_factory=dict)  # of the last evaluation
     settings: dict[str, int] = field(default_factory=dict)  # what a resumed run must not change
+
+    def position(self, sampler: GlobalBatchSampler) -> dict[str, float]:
+        return {"step": self.step, "epoch": self.epoch + self.batch / sampler.steps_per_epoch}
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -658,26 +674,24 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             if progress.step % args.logging_steps == 0 or progress.step == max_steps:
                 mean_loss = take_loss(accelerator, loss_sum, progress)
                 bar.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{learning_rate:.2e}")
-                position = progress.epoch + progress.batch / sampler.steps_per_epoch
                 line = {"loss": mean_loss, "learning_rate": learning_rate, "grad_norm": float(grad_norm)}
-                log(accelerator, args, {"step": progress.step, "epoch": position} | line)
+                log(accelerator, args, progress.position(sampler) | line)
             if checkpoint_steps and progress.step % checkpoint_steps == 0:
                 save_checkpoint(accelerator, args, progress, loss_sum, begin, f"step_{progress.step}")
 
-        progress.results = evaluate_model(accelerator, model, eval_loaders, lengths, task)
-        position = progress.epoch + progress.batch / sampler.steps_per_epoch
-        progress.results |= {"step": progress.step, "epoch": position}
+        progress.results = evaluate_model(accelerator, model, eval_loaders, lengths, task) | progress.position(sampler)
         progress.epoch, progress.batch = progress.epoch + 1, 0
         log(accelerator, args, progress.results)
-        say(f"epoch {position:g}, step {progress.step}: {scores(progress.results, floor)}")
+        say(scores(progress.results, floor))
         if args.checkpointing_steps == "epoch":
             save_checkpoint(accelerator, args, progress, loss_sum, begin, f"epoch_{progress.epoch - 1}")
 
     bar.close()
     if not progress.results:  # --num_train_epochs 0
-        progress.results = evaluate_model(accelerator, model, eval_loaders, lengths, task) | {"step": 0, "epoch": 0.0}
-        say(f"not trained: {scores(progress.results, floor)}")
-    return finish(accelerator, args, model, tokenizer, progress, time.perf_counter() - begin, floor, global_batch)
+        progress.results = evaluate_model(accelerator, model, eval_loaders, lengths, task) | progress.position(sampler)
+        say(scores(progress.results, floor))
+    progress.seconds = time.perf_counter() - begin
+    return finish(accelerator, args, model, tokenizer, progress, floor)
 
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
@@ -837,13 +851,13 @@ def baseline(task: Task, train_data: Dataset, eval_data: dict[str, Dataset]) -> 
 
 
 def scores(results: dict[str, float], floor: dict[str, float]) -> str:
-    """The results in words, each beside the score that needs no model."""
+    """One line: where the run is, and each score beside the one that needs no model."""
     words = []
     for key, value in results.items():
         if key.startswith("eval_"):
             name, least = key.removeprefix("eval_"), floor.get(key.replace("eval_", "baseline_"))
             words.append(f"{name} {value:.4f}" + (f" (baseline {least:.4f})" if least is not None else ""))
-    return ", ".join(words)
+    return f"epoch {results['epoch']:g}, step {results['step']}: {', '.join(words)}"
 
 
 # --- Results
@@ -854,28 +868,26 @@ def open_run(args: argparse.Namespace, accelerator: Accelerator, settings: dict[
     progress = Progress(settings=settings)
     if not args.output_dir:
         return progress
+    if args.resume_from_checkpoint:
+        checkpoint = find_checkpoint(args)
+        progress = Progress(**json.loads((checkpoint / "progress.json").read_text(encoding="utf-8")))
+        for name, value in settings.items():
+            if (was := progress.settings[name]) != value:
+                stop(f"--resume_from_checkpoint {checkpoint}: its {name} is {was}, this run's {value}")
+        accelerator.load_state(checkpoint)
+        accelerator.step = 0  # counts device batches; a checkpoint is always between two global batches
     folder = Path(args.output_dir)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
+        if args.resume_from_checkpoint:
+            shutil.copy(checkpoint / "log.jsonl", folder / "log.jsonl")  # forget what came after the checkpoint
+            say(f"resumed from {checkpoint} at step {progress.step}")
+        else:
+            for old in [*checkpoints(folder), folder / "log.jsonl", folder / "all_results.json"]:
+                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     if args.with_tracking:
         shown = {flag: value for flag, value in vars(args).items() if isinstance(value, (str, int, float))}
         accelerator.init_trackers("glue_no_trainer", shown)
-    if not args.resume_from_checkpoint:
-        if accelerator.is_main_process:
-            for old in [*checkpoints(folder), folder / "log.jsonl", folder / "all_results.json"]:
-                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-        return progress
-
-    checkpoint = find_checkpoint(args)
-    progress = Progress(**json.loads((checkpoint / "progress.json").read_text()))
-    for name, value in settings.items():
-        if progress.settings[name] != value:
-            stop(f"--resume_from_checkpoint {checkpoint}: its {name} is {progress.settings[name]}, this run's {value}")
-    accelerator.load_state(checkpoint)
-    accelerator.step = 0  # counts device batches; a checkpoint is always between two global batches
-    if accelerator.is_main_process:
-        shutil.copy(checkpoint / "log.jsonl", folder / "log.jsonl")  # forget what came after the checkpoint
-    say(f"resumed from {checkpoint} at step {progress.step}")
     return progress
 
 
@@ -923,19 +935,19 @@ def finish(
     model: torch.nn.Module,
     tokenizer: Tokenizer,
     progress: Progress,
-    seconds: float,
     floor: dict[str, float],
-    global_batch: int,
 ) -> dict[str, Any]:
     """Save the model and all_results.json; returns the results."""
     results: dict[str, Any] = progress.results | floor
     if progress.step:
         results |= {
             "train_loss": progress.loss_total / progress.step,
-            "train_runtime": round(seconds, 2),
-            "train_samples_per_second": round(progress.step * global_batch / seconds, 2),
+            "train_runtime": round(progress.seconds, 2),
+            "train_samples_per_second": round(
+                progress.step * progress.settings["global_batch_size"] / progress.seconds, 2
+            ),
         }
-    results |= {"seed": args.seed, "global_batch_size": global_batch}
+    results |= progress.settings
     results["versions"] = {m.__name__: m.__version__ for m in (torch, transformers, accelerate, datasets, evaluate)}
     if args.output_dir:
         accelerator.wait_for_everyone()

@@ -92,6 +92,7 @@ def test_numbers_as_text_in_json_become_text(tmp_path: Path) -> None:
         ("text,label\na,x\nb,\n", None, "row 2 of the train data has no label"),
         ("text,label\na,x\nb,y\n", "text,label\na,x\nb,z\n", "row 2 of the validation data has the label 'z'"),
         ("text,label\na,1\nb,2\n", "text,label\na,one\n", "the label 'one', but the training labels are numbers"),
+        ("text,label\na,x\nb,y\n", "", "v.csv has no rows"),
         ("text,label\na,x\nb,y\n", "words,label\na,x\n", "the validation data has no column 'text'"),
     ],
 )

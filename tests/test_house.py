@@ -93,3 +93,10 @@ def test_every_function_is_typed_and_the_code_is_clean() -> None:
     for command in (["check"], ["format", "--check"]):
         ended = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stdout
+
+
+def test_the_training_loop_fits_on_one_screen() -> None:
+    tree = ast.parse((ROOT / "run_glue_no_trainer.py").read_text())
+    main = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    (loop,) = [node for node in main.body if isinstance(node, ast.While)]
+    assert loop.end_lineno - loop.lineno < 50

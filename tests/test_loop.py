@@ -3,12 +3,15 @@
 import json
 import math
 import shutil
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import log_lines
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 
 import run_glue_no_trainer as script
@@ -157,6 +160,9 @@ def test_another_seed_or_global_batch_is_not_resumed(
     assert exit_.value.code == 2
     was, now = (42, 1) if "--seed" in changed else (8, 4)
     assert f"is {was}, this run's {now}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(*flags, "--resume_from_checkpoint", tmp_path / "step_2", *changed, "--output_dir", tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_bf16_trains(run: Callable, own_files: list) -> None:
@@ -197,3 +203,39 @@ def test_models_are_not_changed_in_evaluation_only(
 def test_the_tiny_model_has_dropout(tiny_model: Path) -> None:
     """Or the tests of resuming above would show less than they say."""
     assert AutoConfig.from_pretrained(tiny_model).hidden_dropout_prob == 0.1
+
+
+class CountSyncs(TorchDispatchMode):
+    """Counts reads of a tensor's value by the host (`.item()`, `float(...)`, `if tensor`) outside the model's forward.
+
+    transformers itself reads the padding mask once in each forward, to see whether attention can do without it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Callable, _types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.count += not any("masking_utils" in frame.filename for frame in traceback.extract_stack())
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_does_not_wait_for_the_device(run: Callable, own_files: list, tmp_path: Path) -> None:
+    """Five more steps between two lines of the log read nothing from the device; a line does."""
+
+    def syncs(steps: int, logging_steps: int) -> int:
+        with CountSyncs() as counter:
+            run(*own_files, "--max_train_steps", steps, "--logging_steps", logging_steps)
+        return counter.count
+
+    assert syncs(7, 100) == syncs(2, 100)
+    assert syncs(7, 1) > syncs(7, 100)
+
+
+def test_workers_change_nothing_that_is_learned(run: Callable, own_files: list, tmp_path: Path) -> None:
+    flags = [*own_files, "--max_train_steps", 9, "--logging_steps", 1]
+    run(*flags, "--output_dir", tmp_path / "alone")
+    workers = ["--dataloader_num_workers", 1, "--preprocessing_num_workers", 2]
+    run(*flags, *workers, "--output_dir", tmp_path / "helped")
+    assert log_lines(tmp_path / "alone") == log_lines(tmp_path / "helped")

@@ -1,5 +1,8 @@
 """The head, the order of its classes, and which parameters decay."""
 
+import json
+import os
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -105,3 +108,58 @@ def test_weights_are_trained_in_float32(tiny_model: Path, tmp_path: Path) -> Non
     fresh_accelerate()
     model, _ = script.load_model(arguments(tmp_path), classes("a", "b"))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("flags", "used"), [([], "eager"), (["--attn_implementation", "sdpa"], "sdpa")])
+def test_attention_is_eager_on_the_cpu_unless_asked_otherwise(tiny_model: Path, flags: list, used: str) -> None:
+    if torch.accelerator.is_available():
+        pytest.skip("this machine has an accelerator, where transformers chooses")
+    fresh_accelerate()
+    model, _ = script.load_model(arguments(tiny_model, *flags), classes("a", "b"))
+    assert model.config._attn_implementation == used
+
+
+def test_a_revision_of_a_hub_model(tiny_model: Path, capsys: pytest.CaptureFixture) -> None:
+    """From a cache laid out as the hub's client leaves it, with one branch that is not `main`."""
+    cache = Path(os.environ["HF_HOME"]) / "hub" / "models--someone--tiny"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(tiny_model, cache / "snapshots" / commit, dirs_exist_ok=True)
+    (cache / "refs").mkdir(exist_ok=True)
+    (cache / "refs" / "dev").write_text(commit)
+    task = ["--model_name_or_path", "someone/tiny", "--task_name", "rte"]
+    model, _ = script.load_model(script.parse_args([*task, "--model_revision", "dev"]), classes("a", "b"))
+    assert model.config.hidden_size == 32
+    with pytest.raises(SystemExit):
+        script.load_model(script.parse_args(task), classes("a", "b"))
+    assert "someone/tiny" in capsys.readouterr().err
+
+
+def test_code_of_a_model_runs_only_when_trusted(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for file in tiny_model.iterdir():
+        shutil.copy(file, tmp_path)
+    (tmp_path / "own.py").write_text(
+        "from transformers import BertConfig, BertForSequenceClassification\n\n\n"
+        "class OwnConfig(BertConfig):\n    model_type = 'own_bert'\n\n\n"
+        "class OwnModel(BertForSequenceClassification):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "own_bert"}
+    config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnModel"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit) as exit_:
+        script.load_model(arguments(tmp_path), classes("a", "b"))
+    assert exit_.value.code == 2
+    assert "trust_remote_code" in capsys.readouterr().err
+    model, _ = script.load_model(arguments(tmp_path, "--trust_remote_code"), classes("a", "b"))
+    assert type(model).__name__ == "OwnModel"
+
+
+def test_asking_for_a_slow_tokenizer_that_is_no_more_is_answered(
+    tiny_model: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """transformers 5 ignores `use_fast`; a flag that does nothing should say so."""
+    script.load_model(arguments(tiny_model), classes("a", "b"))
+    assert "slow" not in capsys.readouterr().out
+    script.load_model(arguments(tiny_model, "--use_slow_tokenizer"), classes("a", "b"))
+    assert "--use_slow_tokenizer changes nothing" in capsys.readouterr().out
