@@ -516,9 +516,7 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer]:
             args.model_name_or_path, use_fast=not args.use_slow_tokenizer, **source
         )
         if args.use_slow_tokenizer and tokenizer.is_fast:
-            say(
-                "warning: --use_slow_tokenizer changes nothing: transformers 5 has one tokenizer a model, here a fast one"
-            )
+            say("warning: --use_slow_tokenizer changes nothing: this model has a fast tokenizer only")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         config.pad_token_id = tokenizer.pad_token_id
