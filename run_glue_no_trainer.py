@@ -13,14 +13,19 @@ The training loop is in `main`. Copy this file and change what you like: it impo
 import argparse
 import csv
 import difflib
+import functools
+import hashlib
 import itertools
 import json
 import math
 import os
 import re
+import shlex
 import shutil
+import signal
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -57,7 +62,9 @@ def stop(message: str, code: int = 2) -> NoReturn:
     if int(os.environ.get("RANK", "0")) != 0:
         time.sleep(2)  # the launcher ends all processes as soon as one has left: let the first finish its sentence
         sys.exit(code)
-    print(f"{Path(__file__).name}: error: {message}", file=sys.stderr, flush=True)
+    write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print  # above a progress bar
+    write(f"{Path(__file__).name}: error: {message}", file=sys.stderr)
+    sys.stderr.flush()
     sys.exit(code)
 
 
@@ -244,35 +251,38 @@ def check_output_dir(folder: Path, args: argparse.Namespace) -> None:
         stop(f"--output_dir {folder}: {existing} is a file, not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         stop(f"--output_dir {folder}: {existing} cannot be written to")
-    if args.resume_from_checkpoint:
-        find_checkpoint(args)
-    elif (folder / "log.jsonl").exists() and not args.overwrite_output_dir:
+    earlier = (folder / "log.jsonl").exists()
+    if (
+        args.resume_from_checkpoint == "latest"
+    ):  # with nothing there yet it is a first start, so that restarts are easy
+        earlier = (folder / "all_results.json").exists() and not checkpoints(folder)
+    elif args.resume_from_checkpoint:
+        earlier = False
+        if not (Path(args.resume_from_checkpoint) / "progress.json").is_file():
+            stop(
+                f"--resume_from_checkpoint {args.resume_from_checkpoint}: there is no checkpoint of this script there"
+            )
+    if earlier and not args.overwrite_output_dir:
         stop(
-            f"--output_dir {folder} holds an earlier run: continue it with --resume_from_checkpoint latest, "
-            "replace it with --overwrite_output_dir, or name another folder"
+            f"--output_dir {folder} holds an earlier run: continue it with --resume_from_checkpoint latest if it has "
+            "checkpoints, replace it with --overwrite_output_dir, or name another folder"
         )
 
 
-def find_checkpoint(args: argparse.Namespace) -> Path:
-    """The folder that --resume_from_checkpoint names; for `latest` the one of the most steps in --output_dir."""
-    if args.resume_from_checkpoint == "latest":
-        if not (found := checkpoints(Path(args.output_dir))):
-            stop(f"--resume_from_checkpoint latest: there is no checkpoint in {args.output_dir}")
-        return found[-1]
-    if not (Path(args.resume_from_checkpoint) / "progress.json").is_file():
-        stop(f"--resume_from_checkpoint {args.resume_from_checkpoint}: there is no checkpoint of this script there")
-    return Path(args.resume_from_checkpoint)
-
-
 def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in `folder`, oldest first: by steps, and after the evaluation of an epoch last."""
+    """The checkpoints in `folder`, oldest first: by steps, and one after the evaluation of an epoch after one before.
 
-    def age(path: Path) -> tuple[int, bool]:
-        return json.loads((path / "progress.json").read_text())["step"], path.name.startswith("epoch_")
+    One that cannot say its step counts as the newest.
+    """
 
-    names = re.compile(r"(step|epoch)_\d+")
-    found = [path for path in folder.glob("*_*") if names.fullmatch(path.name) and (path / "progress.json").is_file()]
-    return sorted(found, key=age)
+    def age(path: Path) -> tuple[float, bool]:
+        try:
+            return json.loads((path / "progress.json").read_text())["step"], path.name.startswith("epoch_")
+        except (OSError, ValueError, KeyError, TypeError):
+            return math.inf, False
+
+    named = [path for path in folder.glob("*_*") if re.fullmatch(r"(step|epoch)_\d+", path.name)]
+    return sorted((path for path in named if any(path.glob("*.json"))), key=age)
 
 
 if __name__ == "__main__":
@@ -282,12 +292,14 @@ import accelerate
 import datasets
 import evaluate
 import numpy as np
+import psutil
 import torch
 import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import broadcast_object_list, is_torch_xla_available, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, is_torch_xla_available, set_seed
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset
+from safetensors import SafetensorError
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
 from torch.nn import functional as F
@@ -429,6 +441,16 @@ def tokenize(
         encode, batched=True, remove_columns=data.column_names, num_proc=workers, desc=f"Tokenizing {name}"
     )
     return data.remove_columns("length"), np.array(data.with_format("numpy")["length"])
+
+
+def fingerprint(data: Dataset) -> str:
+    """16 hexadecimal digits that change with any token or label of any row, and with the order of the rows."""
+    digest = hashlib.sha256()
+    for table in data.with_format("arrow").iter(batch_size=10_000):
+        tokens = table["input_ids"].combine_chunks()
+        for values in (tokens.value_lengths(), tokens.flatten(), table["labels"]):
+            digest.update(values.to_numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def describe(data: dict[str, Dataset], lengths: dict[str, np.ndarray], task: Task, max_length: int) -> str:
@@ -581,15 +603,26 @@ class Progress:
     step: int = 0  # optimizer steps taken
     epoch: int = 0  # epochs completed, with their evaluation
     batch: int = 0  # global batches of the current epoch that are done, steps skipped by the fp16 scaler included
-    logged_step: int = 0
-    loss_sum: float = 0.0  # since the last line of the log, over device batches, mean of the processes
-    loss_total: float = 0.0  # up to the last line of the log, over steps
+    recent: list[list[float]] = field(default_factory=list)  # of each global batch since the last line of the log:
+    #                                                          its learning rate, its mean loss, its gradient norm
+    loss_total: float = 0.0  # of all global batches up to the last line of the log
+    loss_count: int = 0
+    lr_scheduler: dict[str, Any] = field(default_factory=dict)  # its state
+    processes: int = 1
+    begun: float = field(default_factory=time.perf_counter)  # on this process's clock
     seconds: float = 0.0
     results: dict[str, float] = field(default_factory=dict)  # of the last evaluation
-    settings: dict[str, int] = field(default_factory=dict)  # what a resumed run must not change
+    settings: dict[str, Any] = field(default_factory=dict)  # what a resumed run must not change
 
     def position(self, sampler: GlobalBatchSampler) -> dict[str, float]:
         return {"step": self.step, "epoch": self.epoch + self.batch / sampler.steps_per_epoch}
+
+    def take_recent(self) -> dict[str, float]:
+        """A line of the log: the mean loss since the last one, and what the latest step had besides."""
+        rates, losses, norms = zip(*self.recent, strict=True)
+        self.loss_total, self.loss_count = self.loss_total + sum(losses), self.loss_count + len(losses)
+        self.recent = []
+        return {"loss": sum(losses) / len(losses), "learning_rate": rates[-1], "grad_norm": norms[-1]}
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -628,25 +661,36 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     num_epochs, max_steps = args.num_train_epochs, args.num_train_epochs * sampler.steps_per_epoch
     if args.max_train_steps:
         num_epochs, max_steps = math.ceil(args.max_train_steps / sampler.steps_per_epoch), args.max_train_steps
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, args.weight_decay), lr=args.learning_rate, fused=accelerator.device.type != "xla"
-    )
+    # the fused kernel would skip a step on its own where the fp16 scaler says so, and Accelerate would not see it
+    fused = accelerator.device.type != "xla" and accelerator.scaler is None
+    groups = parameter_groups(model, args.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, fused=fused)
     warmup_steps = args.num_warmup_steps or math.ceil(args.warmup_ratio * max_steps)
     lr_scheduler = transformers.get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, max_steps)
     model, optimizer = accelerator.prepare(model, optimizer)
-    # A prepared schedule would move once for every process in each step; it only has to be in the checkpoints.
-    accelerator.register_for_checkpointing(lr_scheduler)
+    # lr_scheduler is not prepared: it would move once for every process in each step
 
     set_seed(args.seed, device_specific=True)  # dropout differs from one process to the next
-    progress = open_run(args, accelerator, {"seed": args.seed, "global_batch_size": global_batch})
-    begin = time.perf_counter() - progress.seconds
-    loss_sum = torch.full((), progress.loss_sum, device=accelerator.device)
+    fixed = {name: getattr(args, name) for name in ("seed", "weight_decay", "max_grad_norm", "no_group_by_length")}
+    fixed |= {
+        "global_batch_size": global_batch,
+        "schedule": name_schedule(args, warmup_steps, max_steps),
+        "data": fingerprint(train_data),
+        "model": name_model(accelerator.unwrap_model(model)),
+    }
+    progress = open_run(args, accelerator, model, lr_scheduler, fixed)
+    recent: list[tuple] = []  # the steps since the last look at the device: learning rate, loss and gradient norm
+    save = functools.partial(save_checkpoint, accelerator, args, model, lr_scheduler, progress, recent)
+    stop_signal = StopSignal(accelerator)
+    stop_here = functools.partial(leave, accelerator, args, progress, stop_signal, save)
+    evaluate_now = functools.partial(evaluate_model, accelerator, model, eval_loaders, lengths, task, stop_signal)
     checkpoint_steps = int(args.checkpointing_steps) if args.checkpointing_steps not in (None, "epoch") else 0
     bar = tqdm(total=max_steps, initial=progress.step, desc="Training", disable=not accelerator.is_main_process)
 
     while progress.epoch < num_epochs or progress.step < (args.max_train_steps or 0):
         model.train()
         sampler.start(progress.epoch, progress.batch)
+        mean_loss = 0.0
         for batch in train_loader:
             if progress.step == max_steps:
                 break
@@ -657,38 +701,40 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
                     grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
                 optimizer.step()
                 optimizer.zero_grad()
-            loss_sum += loss.detach()
+            mean_loss += loss.detach() / args.gradient_accumulation_steps
             if not accelerator.sync_gradients:
                 continue  # the global batch is not complete
 
-            progress.batch += 1
+            recent.append((lr_scheduler.get_last_lr()[0], mean_loss, grad_norm))
+            mean_loss, progress.batch = 0.0, progress.batch + 1
             if accelerator.optimizer_step_was_skipped:
                 continue  # by the fp16 loss scaler: neither the schedule nor the count moves
-            learning_rate = lr_scheduler.get_last_lr()[0]
             lr_scheduler.step()
             progress.step += 1
             bar.update()
 
             if progress.step % args.logging_steps == 0 or progress.step == max_steps:
-                mean_loss = take_loss(accelerator, loss_sum, progress)
-                bar.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{learning_rate:.2e}")
-                line = {"loss": mean_loss, "learning_rate": learning_rate, "grad_norm": float(grad_norm)}
+                read_recent(accelerator, progress, recent)
+                line = progress.take_recent()
+                bar.set_postfix(loss=f"{line['loss']:.4f}", lr=f"{line['learning_rate']:.2e}")
                 log(accelerator, args, progress.position(sampler) | line)
             if checkpoint_steps and progress.step % checkpoint_steps == 0:
-                save_checkpoint(accelerator, args, progress, loss_sum, begin, f"step_{progress.step}")
+                save(f"step_{progress.step}")
+            if stop_signal():
+                stop_here()
 
-        progress.results = evaluate_model(accelerator, model, eval_loaders, lengths, task) | progress.position(sampler)
+        progress.results = (evaluate_now() or stop_here()) | progress.position(sampler)
         progress.epoch, progress.batch = progress.epoch + 1, 0
         log(accelerator, args, progress.results)
         say(scores(progress.results, floor))
         if args.checkpointing_steps == "epoch":
-            save_checkpoint(accelerator, args, progress, loss_sum, begin, f"epoch_{progress.epoch - 1}")
+            save(f"epoch_{progress.epoch - 1}")
 
     bar.close()
     if not progress.results:  # --num_train_epochs 0
-        progress.results = evaluate_model(accelerator, model, eval_loaders, lengths, task) | progress.position(sampler)
+        progress.results = (evaluate_now() or stop_here()) | progress.position(sampler)
         say(scores(progress.results, floor))
-    progress.seconds = time.perf_counter() - begin
+    stop_signal.restore()
     return finish(accelerator, args, model, tokenizer, progress, floor)
 
 
@@ -742,26 +788,82 @@ def collator(tokenizer: Tokenizer, args: argparse.Namespace, mixed_precision: st
     return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
 
 
-def take_loss(accelerator: Accelerator, loss_sum: torch.Tensor, progress: Progress) -> float:
-    """The mean loss of the steps since the last call: the one place where the loop waits for the device."""
-    steps = max(1, progress.step - progress.logged_step)
-    total = accelerator.reduce(loss_sum, "mean").item() / accelerator.gradient_accumulation_steps
-    loss_sum.zero_()
-    progress.loss_total += total
-    progress.logged_step = progress.step
-    return total / steps
+def read_recent(accelerator: Accelerator, progress: Progress, recent: list[tuple]) -> None:
+    """Bring the losses of the latest steps from the device: the one place where the loop waits for it.
+
+    Raises:
+        SystemExit: 1, where a loss or a gradient is not finite.
+    """
+    if not recent:
+        return
+    rates, losses, norms = zip(*recent, strict=True)
+    losses = accelerator.reduce(torch.stack(losses), "mean").tolist()
+    norms = torch.stack([torch.as_tensor(norm) for norm in norms]).tolist()
+    for index, latest in enumerate(zip(rates, losses, norms, strict=True)):
+        rate, loss, norm = latest
+        scaled = accelerator.scaler is not None  # in fp16 infinite gradients are the scaler's to deal with
+        if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):
+            before = f"; the step before had loss {progress.recent[-1][1]:.4g}" if progress.recent else ""
+            stop(
+                f"step {progress.step - len(recent) + index + 1}: the loss is {loss:.4g} and the gradient norm "
+                f"{norm:.4g}, at learning rate {rate:.4g}{before}. The usual causes: a --learning_rate too high for "
+                "this model (try a tenth), no warm-up (--warmup_ratio 0.1), fp16 (try --mixed_precision bf16), "
+                "or weights that were broken before. Earlier checkpoints are as they were.",
+                code=1,
+            )
+        progress.recent.append(list(latest))
+    recent.clear()
+
+
+class StopSignal:
+    """SIGTERM and SIGINT, noted when they come, so that the step in hand is finished; a second SIGINT ends at once."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.received, self.since = 0, 0.0
+        several = accelerator.num_processes > 1 and torch.distributed.is_initialized()
+        self.group = torch.distributed.new_group(backend="gloo") if several else None
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(self, number: int, _frame: Any) -> None:
+        # torchrun hands on the SIGINT that a terminal has sent to all of us: within a second it is the same one
+        again = time.monotonic() - self.since > ("LOCAL_RANK" in os.environ)
+        if self.received == number == signal.SIGINT and again:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.received, self.since = number, time.monotonic()
+
+    def __call__(self) -> int:
+        """The signal that any process has got, or 0. The hosts tell each other: no device is waited for."""
+        if self.group is None:
+            return self.received
+        number = torch.tensor(self.received)
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, self.group)
+        return int(number)
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 # --- Evaluation
 
 
 def predict(
-    accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader, lengths: np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits, float32 [rows, classes], and labels, [rows], of every row once, in the order of the file, on the CPU."""
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    loader: DataLoader,
+    lengths: np.ndarray,
+    stop_signal: StopSignal,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Logits, float32 [rows, classes], and labels, [rows], of every row once, in the order of the file, on the CPU.
+
+    None after a signal to stop.
+    """
     model.eval()
     parts = []
     for batch in loader:
+        if stop_signal():
+            return None
         with torch.inference_mode():
             logits = model(**batch).logits.float()
         parts.append(accelerator.gather_for_metrics((logits, batch["labels"])))
@@ -776,11 +878,18 @@ def evaluate_model(
     loaders: dict[str, DataLoader],
     lengths: dict[str, np.ndarray],
     task: Task,
+    stop_signal: StopSignal,
 ) -> dict[str, float]:
-    """`eval_loss` and `eval_<metric>` of each validation split, known to every process; MNLI's second ends in _mm."""
+    """`eval_loss` and `eval_<metric>` of each validation split, known to every process; MNLI's second ends in _mm.
+
+    Nothing after a signal to stop.
+    """
     results = {}
     for name, loader in loaders.items():
-        logits, labels = predict(accelerator, model, loader, lengths[name])
+        predicted = predict(accelerator, model, loader, lengths[name], stop_signal)
+        if predicted is None:
+            return {}
+        logits, labels = predicted
         if accelerator.is_main_process:
             if task.labels is None:
                 predictions, loss = logits.squeeze(-1), F.mse_loss(logits.squeeze(-1), labels)
@@ -788,7 +897,10 @@ def evaluate_model(
                 predictions, loss = logits.argmax(-1), F.cross_entropy(logits, labels)
             values = compute_metrics(task, predictions.numpy(), labels.numpy()) | {"loss": loss.item()}
             results |= {f"eval_{metric}{suffix(name)}": value for metric, value in values.items()}
-    return broadcast_object_list([results])[0]
+    results = broadcast_object_list([results])[0]
+    if not all(math.isfinite(value) for value in results.values()):
+        stop(f"the evaluation gave {results}: the weights are broken. Earlier checkpoints are as they were.", code=1)
+    return results
 
 
 def suffix(split: str) -> str:
@@ -861,25 +973,60 @@ def scores(results: dict[str, float], floor: dict[str, float]) -> str:
 # --- Results
 
 
-def open_run(args: argparse.Namespace, accelerator: Accelerator, settings: dict[str, int]) -> Progress:
+def name_schedule(args: argparse.Namespace, warmup_steps: int, max_steps: int) -> str:
+    """All that decides the learning rate at a step; a constant one may go on for longer than was planned."""
+    end = "" if args.lr_scheduler_type.startswith("constant") else f" of {max_steps}"
+    return f"{args.lr_scheduler_type} from {args.learning_rate:g}, {warmup_steps} warm-up steps{end}"
+
+
+def name_model(model: Model) -> str:
+    """What a checkpoint has to fit: architecture, size and configuration, wherever the model was loaded from."""
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    number = zlib.crc32(json.dumps(config, sort_keys=True, default=str).encode())
+    return f"{type(model).__name__} of {model.num_parameters():,} parameters, configuration {number:08x}"
+
+
+def open_run(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+    settings: dict[str, Any],
+) -> Progress:
     """Make or clear --output_dir, start the trackers, and go to where --resume_from_checkpoint left off."""
     progress = Progress(settings=settings)
     if not args.output_dir:
         return progress
+    folder, checkpoint = Path(args.output_dir), None
     if args.resume_from_checkpoint:
-        checkpoint = find_checkpoint(args)
+        found = find_checkpoint(args) if accelerator.is_main_process else None
+        checkpoint = broadcast_object_list([found])[0]
+        say(f"going on from {checkpoint}" if checkpoint else f"{folder} has no checkpoint yet: this is a first start")
+    if checkpoint:
         progress = Progress(**json.loads((checkpoint / "progress.json").read_text(encoding="utf-8")))
         for name, value in settings.items():
-            if (was := progress.settings[name]) != value:
-                stop(f"--resume_from_checkpoint {checkpoint}: its {name} is {was}, this run's {value}")
+            if (was := progress.settings.get(name)) != value:
+                stop(
+                    f"--resume_from_checkpoint {checkpoint}: {name} was {was} there and is {value} here; "
+                    "take the same, or start a new run in another --output_dir"
+                )
         accelerator.load_state(checkpoint)
         accelerator.step = 0  # counts device batches; a checkpoint is always between two global batches
-    folder = Path(args.output_dir)
+        lr_scheduler.load_state_dict(progress.lr_scheduler)
+        if progress.processes != accelerator.num_processes:  # their random numbers cannot go on where they were
+            set_seed(args.seed + progress.step, device_specific=True)
+    progress.begun = time.perf_counter() - progress.seconds
+    together(accelerator, functools.partial(folder.mkdir, parents=True, exist_ok=True), folder)
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        if args.resume_from_checkpoint:
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        needed, free = weights * (4 if args.checkpointing_steps else 1), shutil.disk_usage(folder).free
+        if free < needed:
+            stop(f"--output_dir {folder}: this run needs {needed / 1e6:,.0f} MB there, {free / 1e6:,.0f} MB are free")
+        for left in folder.glob(".*_*.*"):
+            if re.fullmatch(r"\.(step|epoch)_\d+\.(partial|old)", left.name):  # of a run that was killed
+                shutil.rmtree(left)
+        if checkpoint:
             shutil.copy(checkpoint / "log.jsonl", folder / "log.jsonl")  # forget what came after the checkpoint
-            say(f"resumed from {checkpoint} at step {progress.step}")
         else:
             for old in [*checkpoints(folder), folder / "log.jsonl", folder / "all_results.json"]:
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
@@ -889,11 +1036,80 @@ def open_run(args: argparse.Namespace, accelerator: Accelerator, settings: dict[
     return progress
 
 
+def find_checkpoint(args: argparse.Namespace) -> Path | None:
+    """The folder that --resume_from_checkpoint names; for `latest` the newest whole one in --output_dir, if any."""
+    if args.resume_from_checkpoint != "latest":
+        if wrong := damage(Path(args.resume_from_checkpoint)):
+            stop(f"--resume_from_checkpoint {args.resume_from_checkpoint} is damaged: {wrong}; give an earlier one")
+        return Path(args.resume_from_checkpoint)
+    found = checkpoints(Path(args.output_dir))
+    for checkpoint in reversed(found):
+        if not (wrong := damage(checkpoint)):
+            return checkpoint
+        say(f"warning: {checkpoint} is damaged: {wrong}; the one before is tried")
+    if found:
+        stop(f"--resume_from_checkpoint latest: every checkpoint in {args.output_dir} is damaged")
+    return None
+
+
+def checksum(file: Path) -> int:
+    total = 0
+    with open(file, "rb") as content:
+        while block := content.read(1 << 20):
+            total = zlib.crc32(block, total)
+    return total
+
+
+def files_in(checkpoint: Path) -> dict[str, Path]:
+    return {path.relative_to(checkpoint).as_posix(): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
+
+
+def damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint; nothing if every file is there and is as it was written."""
+    try:
+        sums = json.loads((checkpoint / "checksums.json").read_text(encoding="utf-8")).items()
+    except (OSError, ValueError, AttributeError):
+        return "checksums.json is missing or cannot be read"
+    files = files_in(checkpoint)
+    if files.keys() != {"checksums.json", *(name for name, _ in sums)}:
+        return f"it has not the files that checksums.json names but {', '.join(files)}"
+    return next((f"{name} is not as it was written" for name, was in sums if checksum(files[name]) != was), "")
+
+
+def to_disk(path: Path) -> None:
+    """Wait until the file, or the folder's list of names, would survive a power cut."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows has no such call
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def together(accelerator: Accelerator, write: Callable[[], object], target: Path) -> None:
+    """Let every process `write` its part of `target`; if one of them cannot, all end, with exit code 1."""
+    failure = None
+    try:
+        write()
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full = shutil.disk_usage(target.parent).free < 1 << 20
+        if not full and not isinstance(error, OSError):
+            raise
+        failure = f"the disk is full ({error})" if full else str(error)
+    if failures := [text for text in gather_object([failure]) if text]:
+        if target.name.endswith(".partial"):
+            shutil.rmtree(target, ignore_errors=True)
+        stop(f"{target} could not be written: {failures[0]}. Earlier checkpoints are as they were.", code=1)
+
+
 def log(accelerator: Accelerator, args: argparse.Namespace, line: dict[str, float]) -> None:
     """One line for log.jsonl and the trackers."""
     if args.output_dir and accelerator.is_main_process:
-        with open(Path(args.output_dir) / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        file = Path(args.output_dir) / "log.jsonl"
+        try:
+            with open(file, "a", encoding="utf-8") as lines:
+                lines.write(json.dumps(line) + "\n")
+        except OSError as error:
+            stop(f"{file} could not be written: {error}. Checkpoints are as they were.", code=1)
     if args.with_tracking:
         accelerator.log(line, step=line["step"])
 
@@ -901,30 +1117,82 @@ def log(accelerator: Accelerator, args: argparse.Namespace, line: dict[str, floa
 def save_checkpoint(
     accelerator: Accelerator,
     args: argparse.Namespace,
+    model: torch.nn.Module,
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
     progress: Progress,
-    loss_sum: torch.Tensor,
-    begin: float,
+    recent: list[tuple],
     name: str,
 ) -> None:
-    """Save everything that decides what comes next; the folder gets its name only when all of it is there."""
+    """Save all that decides what comes next: written aside, flushed to the disk, and only then given its name."""
+    read_recent(accelerator, progress, recent)
+    if not torch.nn.utils.get_total_norm([weight.detach() for weight in model.parameters()]).isfinite():
+        stop(
+            f"step {progress.step}: the weights are not finite; try a lower --learning_rate. "
+            "Earlier checkpoints are as they were.",
+            code=1,
+        )
+    progress.lr_scheduler, progress.processes = lr_scheduler.state_dict(), accelerator.num_processes
+    progress.seconds = time.perf_counter() - progress.begun
     folder = Path(args.output_dir)
-    aside = folder / f".{name}.partial"
-    if accelerator.is_main_process:
-        shutil.rmtree(aside, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    progress.loss_sum = accelerator.reduce(loss_sum, "mean").item()
-    progress.seconds = time.perf_counter() - begin
-    accelerator.save_state(aside)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    aside, old = folder / f".{name}.partial", folder / f".{name}.old"
+
+    def seal() -> None:
+        if not accelerator.is_main_process:
+            return
         (aside / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
         (folder / "log.jsonl").touch()
         shutil.copy(folder / "log.jsonl", aside / "log.jsonl")
-        shutil.rmtree(folder / name, ignore_errors=True)
-        aside.rename(folder / name)
-        for old in checkpoints(folder)[: -args.save_total_limit] if args.save_total_limit else []:
-            shutil.rmtree(old)
+        sums = {name: checksum(path) for name, path in files_in(aside).items()}
+        (aside / "checksums.json").write_text(json.dumps(sums, indent=2), encoding="utf-8")
+        for path in [*aside.rglob("*"), aside]:
+            to_disk(path)
+
+    if accelerator.is_main_process:
+        shutil.rmtree(aside, ignore_errors=True)
     accelerator.wait_for_everyone()
+    together(accelerator, functools.partial(accelerator.save_state, aside), aside)
+    together(accelerator, seal, aside)
+    if accelerator.is_main_process:
+        if (folder / name).exists():
+            (folder / name).rename(old)
+        aside.rename(folder / name)
+        to_disk(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        found = checkpoints(folder)
+        found = found[: found.index(folder / name) + 1]  # those after it are of steps that are taken again
+        for path in found[: -args.save_total_limit] if args.save_total_limit else []:
+            shutil.rmtree(path.rename(folder / f".{path.name}.old"))
+    accelerator.wait_for_everyone()
+
+
+def leave(
+    accelerator: Accelerator,
+    args: argparse.Namespace,
+    progress: Progress,
+    stop_signal: StopSignal,
+    save: Callable[[str], None],
+) -> NoReturn:
+    """After a signal: save a checkpoint, say how to go on from it, and end with the signal's exit code."""
+    number = stop_signal()
+    name = signal.Signals(number).name
+    if args.output_dir:
+        save(f"step_{progress.step}")
+        say(f"{name}: saved {Path(args.output_dir) / f'step_{progress.step}'}; to go on:\n{resume_command()}")
+    else:
+        say(f"{name}: stopped after step {progress.step}; nothing is saved without an --output_dir")
+    for known in stop_signal.before:  # the launcher repeats it as soon as one of us has left
+        signal.signal(known, signal.SIG_IGN)
+    accelerator.end_training()
+    sys.exit(128 + number)
+
+
+def resume_command() -> str:
+    """The command line that goes on with this run: the launcher's if there is one, else that of this process."""
+    this, flags = psutil.Process(), sys.argv[1:]
+    lines = [process.cmdline() for process in (this.parent(), this) if process]
+    command = next((line for line in lines if flags and line[-len(flags) :] == flags), [sys.executable, *sys.argv])
+    gone = r" --(resume_from_checkpoint[ =]('[^']*'|\S+)|overwrite_output_dir([ =](true|false))?)"
+    return re.sub(gone, "", shlex.join(command), flags=re.IGNORECASE) + " --resume_from_checkpoint latest"
 
 
 def finish(
@@ -938,26 +1206,26 @@ def finish(
     """Save the model and all_results.json; returns the results."""
     results: dict[str, Any] = progress.results | floor
     if progress.step:
-        results |= {
-            "train_loss": progress.loss_total / progress.step,
-            "train_runtime": round(progress.seconds, 2),
-            "train_samples_per_second": round(
-                progress.step * progress.settings["global_batch_size"] / progress.seconds, 2
-            ),
-        }
+        rows, seconds = progress.step * progress.settings["global_batch_size"], time.perf_counter() - progress.begun
+        results["train_loss"] = progress.loss_total / progress.loss_count
+        results |= {"train_runtime": round(seconds, 2), "train_samples_per_second": round(rows / seconds, 2)}
     results |= progress.settings
     results["versions"] = {m.__name__: m.__version__ for m in (torch, transformers, accelerate, datasets, evaluate)}
-    if args.output_dir:
-        accelerator.wait_for_everyone()
-        weights = accelerator.get_state_dict(model)
+    folder = Path(args.output_dir or "")
+    weights = accelerator.get_state_dict(model)
+
+    def write() -> None:
         accelerator.unwrap_model(model).save_pretrained(
-            args.output_dir, is_main_process=accelerator.is_main_process, state_dict=weights
+            folder, is_main_process=accelerator.is_main_process, state_dict=weights
         )
         if accelerator.is_main_process:
-            tokenizer.save_pretrained(args.output_dir)
+            tokenizer.save_pretrained(folder)
             text = json.dumps(results, indent=2, ensure_ascii=False)
-            (Path(args.output_dir) / "all_results.json").write_text(text + "\n", encoding="utf-8")
-            say(f"model and results are in {args.output_dir}")
+            (folder / "all_results.json").write_text(text + "\n", encoding="utf-8")
+
+    if args.output_dir:
+        together(accelerator, write, folder / "model.safetensors")
+        say(f"model and results are in {folder}")
     accelerator.end_training()
     return results
 

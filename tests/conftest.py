@@ -4,11 +4,13 @@ import csv
 import json
 import os
 import random
+import shutil
+import signal
 import string
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_home_")  # a cache of the tests' own
@@ -23,6 +25,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 import run_glue_no_trainer as script
 
 ROOT = Path(__file__).parents[1]
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 GLUE = Path(os.environ.get("GLUE_FOLDER", ROOT.parent / "shared" / "glue"))
 torch.set_num_threads(1)
 
@@ -54,6 +57,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = BertForSequenceClassification(config)
     model.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
     model.bert.save_pretrained(folder)
+    return folder
+
+
+def without_dropout(model: Path, folder: Path) -> Path:
+    """A copy of the model in which dropout is off."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -91,6 +103,15 @@ def fresh_accelerate() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
     GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """A run that ends early leaves its signal handlers behind; the next test is not to meet them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, launch, log_lines, write_csv
+from conftest import ROOT, TORCHRUN, launch, log_lines, without_dropout, write_csv
 
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 pytestmark = pytest.mark.slow
 
 
@@ -21,14 +20,7 @@ def test_two_processes_count_every_row_once_and_learn_the_same(
     tiny_model: Path, own_files: list, tmp_path: Path
 ) -> None:
     """23 validation rows in batches of 4: two processes have to be given one row twice, and not count it."""
-    model = tmp_path / "model"
-    model.mkdir()
-    for file in tiny_model.iterdir():
-        text = file.read_bytes()
-        if file.name == "config.json":
-            text = json.dumps(json.loads(text) | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
-            text = text.encode()
-        (model / file.name).write_bytes(text)
+    model = without_dropout(tiny_model, tmp_path / "model")
     flags = ["--model_name_or_path", model, *own_files, "--per_device_eval_batch_size", 4, "--logging_steps", 1]
     flags += ["--learning_rate", 1e-3, "--num_train_epochs", 2]
     one = launch(*flags, "--per_device_train_batch_size", 8, "--output_dir", tmp_path / "one")
