@@ -79,7 +79,7 @@ def test_predictions_come_in_file_order(rows: int) -> None:
     in_order = [asked[row] for row in script.by_length(lengths)]
     accelerator = Accelerator(cpu=True)
     loader = accelerator.prepare(DataLoader(in_order, batch_size=4))
-    logits, labels = script.predict(accelerator, Echo(), loader, lengths)
+    logits, labels = script.predict(accelerator, Echo(), loader, lengths, lambda: 0)
     assert labels.tolist() == list(range(rows))
     assert logits[:, 0].tolist() == [float(row) for row in range(rows)]
 
