@@ -27,6 +27,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -295,6 +296,7 @@ import numpy as np
 import psutil
 import torch
 import transformers
+import xxhash
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, gather_object, is_torch_xla_available, set_seed
@@ -1052,12 +1054,12 @@ def find_checkpoint(args: argparse.Namespace) -> Path | None:
     return None
 
 
-def checksum(file: Path) -> int:
-    total = 0
-    with open(file, "rb") as content:
-        while block := content.read(1 << 20):
-            total = zlib.crc32(block, total)
-    return total
+def checksum(file: Path) -> str:
+    digest, block = xxhash.xxh3_64(), bytearray(1 << 20)
+    with open(file, "rb", buffering=0) as content:
+        while size := content.readinto(block):
+            digest.update(memoryview(block)[:size])
+    return digest.hexdigest()
 
 
 def files_in(checkpoint: Path) -> dict[str, Path]:
@@ -1142,9 +1144,12 @@ def save_checkpoint(
         (aside / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
         (folder / "log.jsonl").touch()
         shutil.copy(folder / "log.jsonl", aside / "log.jsonl")
-        sums = {name: checksum(path) for name, path in files_in(aside).items()}
-        (aside / "checksums.json").write_text(json.dumps(sums, indent=2), encoding="utf-8")
-        for path in [*aside.rglob("*"), aside]:
+        files = files_in(aside)
+        with ThreadPoolExecutor() as pool:
+            sums, _ = pool.map(checksum, files.values()), list(pool.map(to_disk, files.values()))
+            text = json.dumps(dict(zip(files, sums, strict=True)), indent=2)
+        (aside / "checksums.json").write_text(text, encoding="utf-8")
+        for path in [aside / "checksums.json", *(path for path in aside.rglob("*") if path.is_dir()), aside]:
             to_disk(path)
 
     if accelerator.is_main_process:
