@@ -14,8 +14,8 @@ import argparse
 import csv
 import difflib
 import functools
+import glob
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -25,7 +25,9 @@ import shutil
 import signal
 import sys
 import time
+import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -45,6 +47,14 @@ GLUE = {  # task: its text columns in nyu-mll/glue
     "stsb": ["sentence1", "sentence2"],
     "wnli": ["sentence1", "sentence2"],
 }
+TEST_FILES = {  # split: its file for GLUE's server; the labels in words where the server wants words
+    "cola": "CoLA", "mnli": "MNLI-m", "mnli_mm": "MNLI-mm", "mrpc": "MRPC", "qnli": "QNLI", "qqp": "QQP", "rte": "RTE",
+    "sst2": "SST-2", "stsb": "STS-B", "wnli": "WNLI", "ax": "AX",
+}  # fmt: skip
+IN_WORDS = ("mnli", "mnli_mm", "qnli", "rte", "ax")
+BEST = "best.safetensors"  # the weights of the best evaluation, while training goes on
+NUMBERS = {"int64": r"[+-]?\d{1,18}", "float64": r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"}  # as labels in a .csv
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 METRICS = {  # what each task is scored with; the tasks not named here by accuracy
     "cola": ["matthews_correlation"],
     "mrpc": ["accuracy", "f1"],
@@ -121,12 +131,24 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE.yaml", help="flags from a YAML file; the command line wins over it")
 
     add = parser.add_argument_group("data").add_argument
-    add("--task_name", choices=GLUE, help="a GLUE task")
-    add("--dataset_name", metavar="NAME", help="where GLUE is: a hub id or a local folder (default: nyu-mll/glue)")
-    add("--train_file", metavar="FILE", help="your own data, .csv or .json: a column `label` and one or two of text")
-    add("--validation_file", metavar="FILE", help="the same columns, to evaluate on")
+    files: dict[str, Any] = {"nargs": "+", "metavar": "FILE"}
+    add("--task_name", choices=[*GLUE, "ax"], help="a GLUE task; ax: only to predict, with a model of mnli")
+    add("--dataset_name", metavar="NAME", help="a hub id or a local folder (default with --task_name: nyu-mll/glue)")
+    add("--train_file", **files, help="your own data: .csv .tsv .json .jsonl .parquet, several files or globs")
+    add(
+        "--validation_file",
+        **files,
+        help="the same columns, to evaluate on; without it 10 %% of the rows are held out",
+    )
+    add("--test_file", **files, help="the same columns, `label` not needed, for --do_predict")
+    add("--do_predict", **switch, help="write the predictions for --test_file or the data set's test split")
+    add(
+        "--text_column_names", metavar="A[,B]", help="(default: sentence1,sentence2, else the first one or two others)"
+    )
+    add("--label_column_name", default="label", metavar="NAME", help="the column with the answers")
     add("--max_train_samples", type=positive, metavar="N", help="train on the first N rows only")
     add("--max_eval_samples", type=positive, metavar="N", help="evaluate on the first N rows only")
+    add("--max_predict_samples", type=positive, metavar="N", help="predict the first N rows only")
     add("--max_length", type=number(int, 4), default=128, metavar="N", help="cut longer texts at N tokens")
     add("--pad_to_max_length", **switch, help="pad every text to --max_length instead of to its batch's longest")
     add("--no_group_by_length", **switch, help="draw batches at random instead of from texts of like length")
@@ -168,6 +190,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--lr_scheduler_type", choices=schedules, default="linear", help="what becomes of the learning rate")
     add("--num_warmup_steps", type=count, default=0, metavar="N", help="steps over which it rises from 0")
     add("--warmup_ratio", type=number(float, 0, 1), default=0.0, metavar="X", help="the same as a share of all steps")
+    add("--load_best_model_at_end", **switch, help="save the model of the best evaluation, not of the last")
+    add(
+        "--metric_for_best_model", metavar="NAME", help="what best means: loss or a metric (default: the task's first)"
+    )
+    add("--early_stopping_patience", type=positive, metavar="N", help="stop after N evaluations that are not better")
     add("--mixed_precision", choices=["no", "fp16", "bf16", "fp8"], help="(default: what `accelerate config` says)")
     add("--seed", type=count, default=42, metavar="N", help="of the new head, the order of the data and dropout")
 
@@ -199,30 +226,56 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         stop("--model_name_or_path is needed: a hub id such as bert-base-cased or a local folder with a model")
     if re.match(r"[./~]", args.model_name_or_path) and not Path(args.model_name_or_path).expanduser().is_dir():
         stop(f"--model_name_or_path {args.model_name_or_path}: there is no such folder")
-    if args.task_name and (args.train_file or args.validation_file):
-        stop("--task_name and --train_file/--validation_file exclude each other: GLUE brings its own data")
-    if not args.task_name and not args.train_file:
-        stop(f"what to train on? Give --task_name ({', '.join(GLUE)}) or --train_file")
-    if args.dataset_name and not args.task_name:
-        stop(f"--dataset_name {args.dataset_name} needs a --task_name: {', '.join(GLUE)}")
-    if args.train_file and not args.validation_file:
-        stop("--train_file needs a --validation_file to evaluate on")
-    for flag in ("train_file", "validation_file"):
-        if file := getattr(args, flag):
-            if Path(file).suffix not in (".csv", ".json"):
-                stop(f"--{flag} {file}: only .csv and .json files can be read")
-            if not Path(file).is_file():
-                stop(f"--{flag} {file}: there is no such file")
+    files = {
+        flag: getattr(args, flag) for flag in ("train_file", "validation_file", "test_file") if getattr(args, flag)
+    }
+    source = next((f"--{flag}" for flag in ("task_name", "dataset_name") if getattr(args, flag)), None)
+    if source and files:
+        stop(f"{source} and --{next(iter(files))} exclude each other: {source} brings its own data")
+    if not source and "train_file" not in files and (args.num_train_epochs > 0 or not files):
+        stop(f"what to train on? Give --task_name ({', '.join(GLUE)}), --dataset_name or --train_file")
+    if args.task_name == "ax" and not (args.do_predict and args.num_train_epochs == 0):
+        stop("--task_name ax is a test set: give --num_train_epochs 0 --do_predict and a model of mnli")
+    if args.task_name and (args.text_column_names or args.label_column_name != "label"):
+        stop("--text_column_names and --label_column_name are for your own data: GLUE's columns are known")
+    for flag, names in files.items():
+        setattr(args, flag, [file for name in names for file in find_files(flag, name)])
+    if args.do_predict and not (source or args.test_file):
+        stop("--do_predict needs a --test_file")
+    if args.test_file and not args.do_predict:
+        stop("--test_file is for --do_predict, which is not given")
+    if args.text_column_names:
+        args.text_column_names = [name.strip() for name in args.text_column_names.split(",")]
+        if not 1 <= len(set(args.text_column_names) - {""}) == len(args.text_column_names) <= 2:
+            stop(f"--text_column_names {','.join(args.text_column_names)}: takes one column, or two as in a,b")
+        if args.label_column_name in args.text_column_names:
+            stop(f"--text_column_names: {args.label_column_name} is the column of the labels")
     if args.num_warmup_steps and args.warmup_ratio:
         stop("--num_warmup_steps and --warmup_ratio exclude each other")
     if args.checkpointing_steps not in (None, "epoch") and not re.fullmatch(r"[1-9]\d*", args.checkpointing_steps):
         stop(f"--checkpointing_steps {args.checkpointing_steps}: takes a number of steps, or epoch")
-    needs_folder = ("checkpointing_steps", "save_total_limit", "with_tracking", "resume_from_checkpoint")
+    needs_folder = ("checkpointing_steps", "save_total_limit", "with_tracking", "resume_from_checkpoint", "do_predict")
+    needs_folder += ("load_best_model_at_end",)
     if not args.output_dir and (wanting := [f"--{flag}" for flag in needs_folder if getattr(args, flag)]):
         stop(f"{wanting[0]} needs an --output_dir")
     if args.output_dir:
         check_output_dir(Path(args.output_dir), args)
     return args
+
+
+def find_files(flag: str, name: str) -> list[str]:
+    """The files that a value of --train_file, --validation_file or --test_file stands for."""
+    found = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) and not Path(name).exists() else [name]
+    if not found:
+        stop(f"--{flag} {name}: no file has a name like that")
+    for file in found:
+        if Path(file).is_dir():
+            stop(f"--{flag} {file} is a folder; its files are '{Path(file) / '*.csv'}' or the like")
+        if not Path(file).is_file():
+            stop(f"--{flag} {file}: there is no such file")
+        if Path(file).suffix.lower() not in SUFFIXES:
+            stop(f"--{flag} {file}: can read {' '.join(SUFFIXES)}, told by the end of the name")
+    return found
 
 
 def read_config(file: str, parser: argparse.ArgumentParser) -> list[str]:
@@ -241,9 +294,15 @@ def read_config(file: str, parser: argparse.ArgumentParser) -> list[str]:
     for key, value in values.items():
         if key not in known:
             stop(f"--config {file}: there is no flag {key!r}{suggestion(str(key), known)}")
-        if isinstance(value, (dict, list)):
+        if isinstance(value, dict) or (isinstance(value, list) and not key.endswith("_file")):
             stop(f"--config {file}: {key} takes one value, not {value}")
-    return [f"--{key}={value}" for key, value in values.items() if value is not None]
+    flags: list[str] = []
+    for key, value in values.items():
+        if isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{key}={value}")
+    return flags
 
 
 def check_output_dir(folder: Path, args: argparse.Namespace) -> None:
@@ -294,14 +353,17 @@ import datasets
 import evaluate
 import numpy as np
 import psutil
+import pyarrow as pa
 import torch
 import transformers
 import xxhash
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, gather_object, is_torch_xla_available, set_seed
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset
+from datasets.arrow_writer import ArrowWriter
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
 from torch.nn import functional as F
@@ -322,54 +384,81 @@ class Task:
     text_columns: list[str]
     values: list[Any] | None  # of column `label`, by class id; None: regression
     labels: list[str] | None  # the same classes' names, by class id
+    words: list[str] | None = None  # and these as the data spells them
 
 
-def load_data(args: argparse.Namespace) -> tuple[DatasetDict, Task]:
-    """Read the splits `train` and `validation` (for MNLI `validation_matched` and `validation_mismatched`)."""
-    if args.task_name:
-        source = args.dataset_name or "nyu-mll/glue"
-        splits = read(source, source, args.task_name)
-    else:
-        splits = DatasetDict(train=read_file(args.train_file), validation=read_file(args.validation_file))
+def load_data(args: argparse.Namespace) -> tuple[dict[str, Dataset], Task]:
+    """The splits by name (train; validation or MNLI's two; what to predict), and what is to be learned from them.
 
-    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples}
-    for name in list(splits):
-        if (kind := name.split("_")[0]) not in limits:
-            del splits[name]  # GLUE's test splits have no labels
-        elif limits[kind]:
-            splits[name] = splits[name].select(range(min(limits[kind], len(splits[name]))))
+    Their columns are `label`, except in what is to be predicted, and those of Task.text_columns, as text.
+    """
+    splits = read_splits(args)
+    known = next(iter(splits.values())).column_names
+    text_columns = (
+        GLUE.get(args.task_name) or args.text_column_names or find_text_columns(known, args.label_column_name)
+    )
     for name, data in splits.items():
-        if "label" not in data.column_names:
-            stop(f"the {name} data has no column `label`; its columns are {', '.join(data.column_names)}")
+        wanted = text_columns if is_test(name) else [*text_columns, args.label_column_name]
+        if missing := [column for column in wanted if column not in data.column_names]:
+            flag = "label_column_name" if missing[0] == args.label_column_name else "text_column_names"
+            stop(
+                f"the {name} data has no column {missing[0]!r}; its columns are {', '.join(data.column_names)}"
+                + (f"; --{flag} chooses another" if not args.task_name else "")
+            )
         if len(data) == 0:
             stop(f"the {name} data has no rows")
-        if None in (labels := data.unique("label")) or "" in labels:
-            row = next(row for row, label in enumerate(data["label"]) if label in (None, ""))
-            stop(f"row {row + 1} of the {name} data has no label")
-
-    text_columns = GLUE[args.task_name] if args.task_name else find_text_columns(splits["train"].column_names)
-    for name, data in splits.items():
-        if missing := [column for column in text_columns if column not in data.column_names]:
-            stop(f"the {name} data has no column {missing[0]!r}; its columns are {', '.join(data.column_names)}")
+        data = data.select_columns(wanted)
+        if args.label_column_name in wanted and args.label_column_name != "label":
+            data = data.rename_column(args.label_column_name, "label")
         for column in text_columns:
             if data.features[column] != Value("string"):
-                splits[name] = splits[name].cast_column(column, Value("string"))
-    if not args.task_name:
-        splits = type_labels(splits)
-
-    feature = splits["train"].features["label"]
-    if feature.dtype.startswith("float"):
-        return splits, Task(METRICS[args.task_name or "regression"], text_columns, None, None)
-    values = list(range(len(feature.names))) if args.task_name else sorted(splits["train"].unique("label"))
-    labels = list(feature.names) if args.task_name else [str(value) for value in values]
-    if len(values) < 2:
-        stop(f"the training data has only one class, {labels[0]!r}: there is nothing to tell apart")
+                data = cast(data, column, "string", name)
+            empty = sum(not text for rows in data.iter(10_000) for text in rows[column])
+            if empty and not args.task_name:
+                say(f"warning: {empty} of {len(data)} rows of the {name} data have an empty {column}")
+        splits[name] = data
+    labelled = {name: data for name, data in splits.items() if not is_test(name)}
+    for name, data in labelled.items():
+        if {None, ""} & set(data.unique("label")):
+            row = next(row for row, label in enumerate(data["label"]) if label in (None, ""))
+            stop(f"row {row + 1} of the {name} data has no label")
+    if labelled and not args.task_name:
+        labelled = type_labels(labelled, args)
+    if "validation" not in labelled and "train" in labelled and not args.task_name:
+        labelled |= hold_out(labelled["train"], args.seed)
+    task = find_task(labelled, text_columns, args)
+    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
+    splits = labelled | {name: data for name, data in splits.items() if is_test(name)}
     for name, data in splits.items():
-        if unknown := set(data.unique("label")) - set(values):
-            row = next(row for row, label in enumerate(data["label"]) if label in unknown)
-            stop(f"row {row + 1} of the {name} data has the label {data[row]['label']!r}, which was never trained")
-    own = "two classes" if len(values) == 2 else "classes"
-    return splits, Task(METRICS.get(args.task_name or own, ["accuracy"]), text_columns, values, labels)
+        limit = limits["test" if is_test(name) else name.split("_")[0]]
+        splits[name] = data.select(range(min(limit or len(data), len(data))))
+    return splits, task
+
+
+def is_test(name: str) -> bool:
+    """Whether a split is one whose labels nobody reads."""
+    return name.startswith("test") or name == "ax"
+
+
+def read_splits(args: argparse.Namespace) -> dict[str, Dataset]:
+    if args.train_file or args.validation_file or args.test_file:
+        named = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+        return {name: read_files(files) for name, files in named.items() if files}
+    source = args.dataset_name or "nyu-mll/glue"
+    splits = dict(read(source, source, *([args.task_name] if args.task_name else [])))
+    if args.task_name == "mnli" and args.do_predict:
+        splits["ax"] = read(source, source, "ax", split="test")
+    if args.task_name == "ax":
+        return {"ax": splits["test"]}
+    wanted = ["train", "validation", "validation_matched", "validation_mismatched"]
+    splits = {name: data for name, data in splits.items() if name in wanted or (args.do_predict and is_test(name))}
+    if "train" not in splits:
+        stop(
+            f"--dataset_name {source} has no split `train`; to use its files, give --train_file and --validation_file"
+        )
+    if args.do_predict and not any(is_test(name) for name in splits):
+        stop(f"--do_predict: {source} has no split `test`")
+    return splits
 
 
 def read(source: str, *args: str, **options: Any) -> DatasetDict | Dataset:
@@ -380,45 +469,218 @@ def read(source: str, *args: str, **options: Any) -> DatasetDict | Dataset:
         stop(f"{source} could not be read: {' '.join(str(error.__cause__ or error).split())}")
 
 
+def read_files(files: list[str]) -> Dataset:
+    """The rows of all files, one after the other, with the columns that the first one has."""
+    parts = [read_file(file) for file in files]
+    for file, part in zip(files, parts, strict=True):
+        if set(part.column_names) != set(parts[0].column_names):
+            columns = [", ".join(data.column_names) for data in (part, parts[0])]
+            stop(f"{file} has the columns {columns[0]}, but {files[0]} has {columns[1]}")
+        for column, feature in part.features.items():
+            if feature != parts[0].features[column]:  # such as whole numbers in one and fractions in the other
+                kinds = f"{feature.dtype}, but that of {files[0]} {parts[0].features[column].dtype}"
+                stop(f"{file}: column {column} holds {kinds}")
+    return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+
+
 def read_file(file: str) -> Dataset:
-    """A .csv or .json file; every column of a .csv is text here, so that NA, 007 and 1e5 stay what they are."""
-    options: dict[str, Any] = {"data_files": file, "split": "train"}
-    if Path(file).suffix == ".json":
-        return read(file, "json", **options)
+    """One file; it is parsed once, with every cell of a .csv or .tsv as text, and kept in datasets' cache."""
+    path = Path(file)
+    if path.suffix.lower() == ".parquet":
+        return read(file, "parquet", data_files=glob.escape(file), split="train")
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "run_glue_no_trainer"
+    cached = cache / f"{checksum(path)}-{path.stat().st_size}{path.suffix.lower()}.arrow"
+    if not cached.exists():
+        parse = parse_json if path.suffix.lower() in (".json", ".jsonl") else parse_csv
+        try:
+            columns = parse(file)
+            table = pa.table({name: to_arrow(values) for name, values in columns.items()})
+        except UnicodeDecodeError as error:
+            stop(f"{file} is not UTF-8: byte {error.object[error.start]:#x} at {error.start}; save it as UTF-8")
+        except UnicodeEncodeError:
+            stop(f"{file} holds a character that is cut in half (a lone surrogate, \\ud800 to \\udfff)")
+        cache.mkdir(parents=True, exist_ok=True)
+        aside = cached.with_suffix(f".{os.getpid()}")
+        with ArrowWriter(path=str(aside), schema=table.schema) as writer:
+            writer.write_table(table)
+            writer.finalize()
+        aside.replace(cached)
+    return Dataset.from_file(str(cached))
+
+
+def parse_csv(file: str) -> dict[str, list[str]]:
+    """The cells of a comma- or tab-separated file by column, as text: NA, 007 and 1e5 stay what they are."""
+    csv.field_size_limit(2**31 - 1)
+    rows: list[list[str]] = []
+    with open(file, encoding="utf-8-sig", newline="") as lines:
+        reader = csv.reader(lines, delimiter="\t" if file.lower().endswith(".tsv") else ",", strict=True)
+        try:
+            header = next(reader, [])
+            for row in reader:
+                if len(row) != len(header) and row:
+                    stop(
+                        f"{file}, line {reader.line_num}: {len(row)} cells, but the header has {len(header)} "
+                        f"({', '.join(header)}); put cells that hold a separator in double quotes"
+                    )
+                if row:
+                    rows.append(row)
+        except csv.Error as error:
+            stop(f"{file}, line {reader.line_num}: {error}; a double quote inside a quoted cell is written twice")
+    if not rows:
+        stop(f"{file} has no rows" + (" beneath its header" if header else ""))
+    if twice := [name for name in header if header.count(name) > 1 or not name]:
+        stop(f"{file}: the header has {'a column without a name' if not twice[0] else f'two columns {twice[0]!r}'}")
+    return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def parse_json(file: str) -> dict[str, list]:
+    """The values of JSON lines, of a list of objects, or of one under `data`, by column; null where missing."""
+    text = Path(file).read_text(encoding="utf-8-sig")
     try:
-        with open(file, encoding="utf-8-sig", newline="") as rows:
-            header, first = ([*itertools.islice(csv.reader(rows), 2)] + [None] * 2)[:2]
-    except (UnicodeDecodeError, csv.Error) as error:
-        stop(f"{file} could not be read: {error}")
-    if first is None:
+        try:
+            whole = json.loads(text)
+            rows = whole.get("data", [whole]) if isinstance(whole, dict) else whole
+        except json.JSONDecodeError as error:
+            lines = text.splitlines()
+            if text.lstrip()[:1] != "{" or len(lines) < 2:
+                raise ValueError(f"line {error.lineno}: {error.msg}") from None
+            rows = []
+            for number, line in enumerate(text.split("\n"), 1):
+                try:
+                    rows += [json.loads(line)] if line.strip() else []
+                except json.JSONDecodeError as wrong:
+                    raise ValueError(f"line {number}: {wrong.msg} at column {wrong.colno}") from None
+        if not isinstance(rows, list):
+            raise ValueError("it holds neither objects in lines nor a list of them")
+        if wrong := [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]:
+            raise ValueError(f'row {wrong[0]} is not an object such as {{"text": "...", "label": "..."}}')
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UnicodeError):
+            raise
+        stop(f"{file}, {error}" if str(error).startswith(("line", "row")) else f"{file}: {error}")
+    if not rows:
         stop(f"{file} has no rows")
-    features = Features({column: Value("string") for column in header})
-    return read(file, "csv", features=features, keep_default_na=False, encoding="utf-8-sig", **options)
+    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
-def find_text_columns(columns: list[str]) -> list[str]:
+def to_arrow(values: list) -> pa.Array:
+    """Booleans, whole numbers and numbers where all values are such; everything else as text."""
+    kinds = {type(value) for value in values if value is not None}
+    kind = {frozenset([bool]): pa.bool_(), frozenset([int]): pa.int64()}.get(frozenset(kinds))
+    if kinds and kinds <= {int, float}:
+        kind = kind or pa.float64()
+    try:
+        return pa.array(values, kind or pa.string())
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return pa.array([v if v is None or isinstance(v, str) else json.dumps(v) for v in values], pa.string())
+
+
+def cast(data: Dataset, column: str, kind: str, name: str) -> Dataset:
+    try:
+        return data.cast_column(column, Value(kind))
+    except (TypeError, ValueError, pa.ArrowInvalid, NotImplementedError):
+        stop(f"the {name} data: column {column} holds {data.features[column]}, which is not {kind}")
+
+
+def find_text_columns(columns: list[str], label: str = "label") -> list[str]:
     if {"sentence1", "sentence2"} <= set(columns):
         return ["sentence1", "sentence2"]
-    if not (others := [column for column in columns if column != "label"]):
-        stop("the training data has no column of text beside `label`")
+    if not (others := [column for column in columns if column not in (label, "idx")]):
+        stop(f"the data has no column of text beside {label!r}")
     return others[:2]
 
 
-def type_labels(splits: DatasetDict) -> DatasetDict:
-    """Labels written in digits are numbers: whole ones are classes, others mean regression. Booleans become names."""
-    train = splits["train"]
-    if train.features["label"] == Value("bool"):
-        return splits.cast_column("label", Value("string"))
-    if train.features["label"] != Value("string"):
-        return splits
-    written = train.unique("label")
-    for pattern, kind in ((r"[+-]?\d+", "int64"), (r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", "float64")):
-        if all(re.fullmatch(pattern, label.strip()) for label in written):
-            for name, data in splits.items():
-                if wrong := [label for label in data.unique("label") if not re.fullmatch(pattern, label.strip())]:
-                    stop(f"the {name} data has the label {wrong[0]!r}, but the training labels are numbers ({kind})")
-            return splits.cast_column("label", Value(kind))
+def type_labels(splits: dict[str, Dataset], args: argparse.Namespace) -> dict[str, Dataset]:
+    """Labels in .csv and .tsv that are written as numbers are numbers: whole ones classes, others for regression."""
+    first = next(iter(splits.values()))
+    kind = first.features["label"].dtype
+    if kind.startswith(("list", "struct", "timestamp", "date", "binary")):
+        stop(f"the labels are of type {kind}; take words, whole numbers, true and false, or numbers with a point")
+    file = (args.train_file or args.validation_file or [""])[0].lower()
+    if kind == "string" and file.endswith((".csv", ".tsv")):
+        written = first.unique("label")
+        fits = [
+            number for number in NUMBERS if all(re.fullmatch(NUMBERS[number], x.strip(), re.ASCII) for x in written)
+        ]
+        kind = fits[0] if fits else kind
+    if kind == "bool" or kind in ("large_string", "string_view"):
+        kind = "string"
+    for name, data in splits.items():
+        if kind in NUMBERS and data.features["label"].dtype == "string":
+            for row, label in enumerate(data["label"]):
+                if not re.fullmatch(NUMBERS[kind], label.strip(), re.ASCII):
+                    stop(f"row {row + 1} of the {name} data has the label {label!r}; the training labels are numbers")
+        if data.features["label"].dtype != kind:
+            splits[name] = cast(data, "label", kind, name)
     return splits
+
+
+def hold_out(data: Dataset, seed: int) -> dict[str, Dataset]:
+    """`train` and `validation`: every tenth row after sorting by label, so that each class, or size, has its share."""
+    rows = np.random.default_rng(seed).permutation(len(data))
+    labels = np.array(data["label"][:])
+    rows = rows[np.argsort(labels[rows], kind="stable")]
+    names, counts = np.unique(labels, return_counts=True)
+    alone = set(names[counts == 1]) if labels.dtype.kind != "f" else set()
+    held = [row for row in rows[min(4, len(rows) - 1) :: 10] if labels[row] not in alone]
+    if not held or len(held) == len(data):
+        stop(f"{len(data)} rows are too few to hold some out for validation: give a --validation_file")
+    say(f"no validation data is given: {len(held)} rows of {len(data)} are held out, stratified by label")
+    rest = sorted(set(range(len(data))) - set(held))
+    return {"train": data.select(rest), "validation": data.select(sorted(held))}
+
+
+def find_task(splits: dict[str, Dataset], text_columns: list[str], args: argparse.Namespace) -> Task:
+    """The classes, or that there are none, from the training data; where there is none, from the model."""
+    train, values = splits.get("train"), None
+    if args.task_name == "ax":
+        values, labels = [0, 1, 2], ["entailment", "neutral", "contradiction"]
+    elif train is None:
+        if labels := labels_of_model(args):
+            values = match_labels(labels, splits.get("validation"))
+    elif isinstance(feature := train.features["label"], ClassLabel):
+        values, labels = list(range(len(feature.names))), list(feature.names)
+    elif not feature.dtype.startswith("float"):
+        values = sorted(train.unique("label"))
+        labels = [str(value) for value in values]
+        if len(values) < 2:
+            stop(f"the training data has only one class, {labels[0]!r}: there is nothing to tell apart")
+        counts = Counter(train["label"])
+        if rare := [str(value) for value in values if counts[value] < 10]:
+            some = ", ".join(rare[:5]) + f" and {len(rare) - 5} more" * (len(rare) > 5)
+            say(f"warning: fewer than ten rows of the training data have the label {some}")
+    for name, data in splits.items():
+        known = (lambda label: math.isfinite(label)) if values is None else set(values).__contains__
+        if unknown := {label for label in data.unique("label") if not known(label)}:
+            row = next(row for row, label in enumerate(data["label"]) if label in unknown or label != label)
+            why = "is not a number to learn" if values is None else "was never trained"
+            stop(f"row {row + 1} of the {name} data has the label {data[row]['label']!r}, which {why}")
+    if values is None:
+        return Task(METRICS[args.task_name or "regression"], text_columns, None, None, None)
+    own = "two classes" if len(values) == 2 else "classes"
+    own = "classes" if args.task_name else own
+    metrics = METRICS.get(args.task_name or own, ["accuracy"])
+    return Task(metrics, text_columns, values, labels, list(labels))
+
+
+def labels_of_model(args: argparse.Namespace) -> list[str] | None:
+    """The names of the classes that a model knows already; None if it answers with a number."""
+    try:
+        config = AutoConfig.from_pretrained(
+            args.model_name_or_path, revision=args.model_revision, trust_remote_code=args.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        stop(f"--model_name_or_path {args.model_name_or_path}: {' '.join(str(error).split())}")
+    return [config.id2label[index] for index in range(config.num_labels)] if config.num_labels > 1 else None
+
+
+def match_labels(labels: list[str], data: Dataset | None) -> list[Any]:
+    """What the data calls the classes of a model: their names in any case, or their numbers."""
+    written = data.unique("label") if data else []
+    if all(isinstance(label, int) for label in written) and written:
+        return [int(name) if re.fullmatch(r"-?\d+", name) else index for index, name in enumerate(labels)]
+    spelled = {label.lower(): label for label in written}
+    return [spelled.get(name.lower(), name) for name in labels]
 
 
 def tokenize(
@@ -430,7 +692,8 @@ def tokenize(
     def encode(rows: dict[str, list]) -> dict[str, list]:
         texts = [[text or "" for text in rows[column]] for column in task.text_columns]
         batch = dict(tokenizer(*texts, truncation=True, max_length=args.max_length))
-        batch["labels"] = [float(label) if ids is None else ids[label] for label in rows["label"]]
+        if "label" in rows:
+            batch["labels"] = [float(label) if ids is None else ids[label] for label in rows["label"]]
         batch["length"] = [len(row) for row in batch["input_ids"]]
         if at_limit := [row for row, length in enumerate(batch["length"]) if length >= args.max_length]:
             uncut = tokenizer(*[[text[row] for row in at_limit] for text in texts], verbose=False)["input_ids"]
@@ -459,8 +722,10 @@ def describe(data: dict[str, Dataset], lengths: dict[str, np.ndarray], task: Tas
     """A table of what will be trained on: rows, tokens, how many texts are cut, and the shares of the classes."""
     lines = [f"{'':24}{'rows':>9}  {'tokens: median':>14}{'95 %':>6}{'max':>7}{'cut':>8}   labels"]
     for name, dataset in data.items():
-        labels = np.array(dataset.with_format("numpy")["labels"])
-        if task.labels is None:
+        labels = np.array(dataset.with_format("numpy")["labels"]) if "labels" in dataset.column_names else None
+        if labels is None:
+            shares = "to be predicted"
+        elif task.labels is None:
             shares = f"{labels.min():.3g} to {labels.max():.3g}, mean {labels.mean():.3g}"
         else:
             counts = np.bincount(labels, minlength=len(task.labels))
@@ -495,7 +760,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(self.rows / self.global_batch)
+        return math.ceil(max(self.rows, 1) / self.global_batch)
 
     def start(self, epoch: int, first: int = 0) -> None:
         """Make the next iteration that of `epoch`, beginning with its global batch number `first`."""
@@ -527,6 +792,8 @@ class GlobalBatchSampler(Sampler[list[int]]):
 def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer]:
     """The model with a head for the task, in float32, and its tokenizer. A model's own order of classes is kept."""
     source = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+    if args.trust_remote_code:
+        say(f"warning: --trust_remote_code runs whatever Python code comes with {args.model_name_or_path}")
     try:
         config = AutoConfig.from_pretrained(args.model_name_or_path, **source)
         if task.labels:
@@ -542,6 +809,8 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer]:
         if args.use_slow_tokenizer and tokenizer.is_fast:
             say("warning: --use_slow_tokenizer changes nothing: this model has a fast tokenizer only")
         if tokenizer.pad_token is None:
+            if tokenizer.eos_token is None:
+                stop(f"--model_name_or_path {args.model_name_or_path}: its tokenizer has no token to pad with")
             tokenizer.pad_token = tokenizer.eos_token
         config.pad_token_id = tokenizer.pad_token_id
         on_cpu = PartialState().device.type == "cpu"
@@ -552,6 +821,7 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer]:
             ignore_mismatched_sizes=args.ignore_mismatched_sizes,
             # on the CPU, dropout inside SDPA costs more than the attention matrix it saves
             attn_implementation=args.attn_implementation or ("eager" if on_cpu else None),
+            use_safetensors=True,  # a pickle could run code
             **source,
         )
     except RuntimeError as error:
@@ -561,9 +831,28 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer]:
             f"--model_name_or_path {args.model_name_or_path} has a head of another size than the {config.num_labels} "
             "labels of the data; --ignore_mismatched_sizes starts a new head"
         )
-    except (OSError, ValueError) as error:
-        stop(f"--model_name_or_path {args.model_name_or_path}: {' '.join(str(error).split())}")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        name = args.model_name_or_path
+        if any(Path(name).glob("pytorch_model*.bin")):
+            convert = f"AutoModelForSequenceClassification.from_pretrained('{name}').save_pretrained('{name}-safe')"
+            stop(
+                f"--model_name_or_path {name} has its weights in a pickle, which could run code; if you trust it: "
+                f'python -c "from transformers import *; {convert}"'
+            )
+        stop(f"--model_name_or_path {name}: {' '.join(str(error).split())}")
     return model, tokenizer
+
+
+def fit_length(max_length: int, model: Model, tokenizer: Tokenizer) -> int:
+    """--max_length, or what the model has positions for if that is less."""
+    limits = [tokenizer.model_max_length]
+    if (positions := getattr(model.config, "max_position_embeddings", None) or 0) > 0:
+        padding = [m.padding_idx for n, m in model.named_modules() if n.endswith("position_embeddings")]
+        # RoBERTa and its kin count positions from the one after the padding's
+        limits.append(positions - (padding[0] + 1 if padding and padding[0] is not None else 0))
+    if max_length > min(limits):
+        say(f"warning: --max_length {max_length} is more than the model can read; it is lowered to {min(limits)}")
+    return min(max_length, *limits)
 
 
 def keep_model_labels(config: transformers.PretrainedConfig, task: Task) -> None:
@@ -571,7 +860,7 @@ def keep_model_labels(config: transformers.PretrainedConfig, task: Task) -> None
     known = {str(label).lower(): index for index, label in config.id2label.items()}
     if sorted(known) == sorted(label.lower() for label in task.labels):
         order = sorted(range(len(task.labels)), key=lambda index: known[task.labels[index].lower()])
-        task.values = [task.values[index] for index in order]
+        task.values, task.words = ([of[index] for index in order] for of in (task.values, task.words or task.labels))
         task.labels = [str(label) for _, label in sorted(config.id2label.items())]
     elif not all(re.fullmatch(r"label_\d+", label) for label in known):
         names = ", ".join(str(label) for label in config.id2label.values())
@@ -614,6 +903,8 @@ class Progress:
     begun: float = field(default_factory=time.perf_counter)  # on this process's clock
     seconds: float = 0.0
     results: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+    best: dict[str, float] = field(default_factory=dict)  # of the best one
+    waited: int = 0  # evaluations since
     settings: dict[str, Any] = field(default_factory=dict)  # what a resumed run must not change
 
     def position(self, sampler: GlobalBatchSampler) -> dict[str, float]:
@@ -634,16 +925,18 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     with accelerator.main_process_first():
         splits, task = load_data(args)
         model, tokenizer = load_model(args, task)
-        args.max_length = min(args.max_length, tokenizer.model_max_length)
+        args.max_length = fit_length(args.max_length, model, tokenizer)
         tokenized = {name: tokenize(split, task, tokenizer, args, name) for name, split in splits.items()}
     data = {name: split for name, (split, _) in tokenized.items()}
     lengths = {name: tokens for name, (_, tokens) in tokenized.items()}
     say(describe(data, lengths, task, args.max_length))
-    train_data, eval_data = data["train"], {name: split for name, split in data.items() if name != "train"}
+    train_data = data.get("train", next(iter(data.values())).select([]))  # none, where a model is only to be used
+    eval_data = {name: split for name, split in data.items() if name != "train" and not is_test(name)}
     floor = baseline(task, train_data, eval_data) if accelerator.is_main_process else {}
+    metric = best_metric(args, task)
 
     global_batch = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
-    cut_lengths = None if args.no_group_by_length else np.minimum(lengths["train"], args.max_length)
+    cut_lengths = None if args.no_group_by_length else np.minimum(lengths.get("train", []), args.max_length)
     sampler = GlobalBatchSampler(
         len(train_data), global_batch, args.per_device_train_batch_size, args.seed, cut_lengths
     )
@@ -653,9 +946,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "generator": torch.Generator(),  # or each iteration takes a number from the stream that dropout draws on
     }
     train_loader = accelerator.prepare(DataLoader(train_data, batch_sampler=sampler, **loading))
-    eval_loaders = {}
-    for name, split in eval_data.items():
-        in_order = split.select(by_length(lengths[name]))
+    eval_loaders = {}  # of what is to be predicted as well
+    for name in [name for name in data if name != "train"]:
+        in_order = data[name].select(by_length(lengths[name]))
         eval_loaders[name] = accelerator.prepare(
             DataLoader(in_order, batch_size=args.per_device_eval_batch_size, **loading)
         )
@@ -690,6 +983,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     bar = tqdm(total=max_steps, initial=progress.step, desc="Training", disable=not accelerator.is_main_process)
 
     while progress.epoch < num_epochs or progress.step < (args.max_train_steps or 0):
+        if progress.waited >= (args.early_stopping_patience or math.inf):
+            say(f"early stopping: {metric} was not better in {progress.waited} evaluations")
+            break
         model.train()
         sampler.start(progress.epoch, progress.batch)
         mean_loss = 0.0
@@ -725,19 +1021,32 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             if stop_signal():
                 stop_here()
 
-        progress.results = (evaluate_now() or stop_here()) | progress.position(sampler)
+        results = evaluate_now()
+        if results is None:
+            stop_here()
+        progress.results = results | progress.position(sampler)
         progress.epoch, progress.batch = progress.epoch + 1, 0
         log(accelerator, args, progress.results)
         say(scores(progress.results, floor))
+        note_best(accelerator, args, model, progress, metric)
         if args.checkpointing_steps == "epoch":
             save(f"epoch_{progress.epoch - 1}")
 
     bar.close()
     if not progress.results:  # --num_train_epochs 0
-        progress.results = (evaluate_now() or stop_here()) | progress.position(sampler)
-        say(scores(progress.results, floor))
+        results = evaluate_now()
+        if results is None:
+            stop_here()
+        progress.results = results | progress.position(sampler)
+        if eval_data:
+            say(scores(progress.results, floor))
     stop_signal.restore()
-    return finish(accelerator, args, model, tokenizer, progress, floor)
+    if args.load_best_model_at_end and progress.best:
+        say(f"the best model is that of step {progress.best['step']}: {metric} {progress.best[f'eval_{metric}']:.4f}")
+        load_best(accelerator, args, model)
+    if args.do_predict:
+        write_predictions(accelerator, args, model, eval_loaders, lengths, task)
+    return finish(accelerator, args, model, tokenizer, progress, floor, metric)
 
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
@@ -856,22 +1165,24 @@ def predict(
     loader: DataLoader,
     lengths: np.ndarray,
     stop_signal: StopSignal,
-) -> tuple[torch.Tensor, torch.Tensor] | None:
+) -> tuple[torch.Tensor, torch.Tensor | None] | None:
     """Logits, float32 [rows, classes], and labels, [rows], of every row once, in the order of the file, on the CPU.
 
-    None after a signal to stop.
+    The labels are None where the data has none; all is None after a signal to stop.
     """
     model.eval()
     parts = []
     for batch in loader:
         if stop_signal():
             return None
+        labels = batch.pop("labels", None)
         with torch.inference_mode():
             logits = model(**batch).logits.float()
-        parts.append(accelerator.gather_for_metrics((logits, batch["labels"])))
+        rows = (logits,) if labels is None else (logits, labels)
+        parts.append(accelerator.gather_for_metrics(rows))
     place = torch.from_numpy(np.argsort(by_length(lengths)))
-    logits, labels = (torch.cat(column).cpu()[place] for column in zip(*parts, strict=True))
-    return logits, labels
+    logits, *labels = (torch.cat(column).cpu()[place] for column in zip(*parts, strict=True))
+    return logits, labels[0] if labels else None
 
 
 def evaluate_model(
@@ -881,16 +1192,18 @@ def evaluate_model(
     lengths: dict[str, np.ndarray],
     task: Task,
     stop_signal: StopSignal,
-) -> dict[str, float]:
+) -> dict[str, float] | None:
     """`eval_loss` and `eval_<metric>` of each validation split, known to every process; MNLI's second ends in _mm.
 
-    Nothing after a signal to stop.
+    None after a signal to stop.
     """
-    results = {}
+    results: dict[str, float] = {}
     for name, loader in loaders.items():
+        if is_test(name):
+            continue
         predicted = predict(accelerator, model, loader, lengths[name], stop_signal)
         if predicted is None:
-            return {}
+            return None
         logits, labels = predicted
         if accelerator.is_main_process:
             if task.labels is None:
@@ -952,14 +1265,90 @@ def compute_metrics(task: Task, predictions: np.ndarray, references: np.ndarray)
 
 def baseline(task: Task, train_data: Dataset, eval_data: dict[str, Dataset]) -> dict[str, float]:
     """`baseline_<metric>`: the score of always answering the training data's commonest class, or its mean."""
-    labels = np.array(train_data.with_format("numpy")["labels"])
-    answer = labels.mean() if task.labels is None else np.bincount(labels).argmax()
     floor = {}
     for name, split in eval_data.items():
         references = np.array(split.with_format("numpy")["labels"])
+        known = np.array(train_data.with_format("numpy")["labels"]) if len(train_data) else references
+        answer = known.mean() if task.labels is None else np.bincount(known).argmax()
         values = compute_metrics(task, np.full(len(references), answer), references)
         floor |= {f"baseline_{metric}{suffix(name)}": value for metric, value in values.items()}
     return floor
+
+
+def best_metric(args: argparse.Namespace, task: Task) -> str:
+    """The metric, without `eval_`, that tells the best model."""
+    names = ["loss", *task.metrics] + [f"{name}_mm" for name in ("loss", *task.metrics) if args.task_name == "mnli"]
+    name = (args.metric_for_best_model or task.metrics[0]).removeprefix("eval_")
+    if name not in names:
+        stop(f"--metric_for_best_model {name}: there are {', '.join(names)}")
+    return name
+
+
+def note_best(
+    accelerator: Accelerator, args: argparse.Namespace, model: torch.nn.Module, progress: Progress, metric: str
+) -> None:
+    """Whether the latest evaluation is the best so far; if so, its weights are kept for --load_best_model_at_end."""
+    sign = -1 if metric.startswith(("loss", "mse")) else 1
+    score, best = progress.results[f"eval_{metric}"], progress.best.get(f"eval_{metric}", -sign * math.inf)
+    if sign * score <= sign * best:
+        progress.waited += 1
+        return
+    progress.best, progress.waited = progress.results, 0
+    if args.load_best_model_at_end:
+        weights, aside = accelerator.get_state_dict(model), Path(args.output_dir) / ".best.partial"
+        together(accelerator, functools.partial(accelerator.save, weights, aside, safe_serialization=True), aside)
+        if accelerator.is_main_process:
+            aside.replace(Path(args.output_dir) / BEST)
+
+
+def load_best(accelerator: Accelerator, args: argparse.Namespace, model: torch.nn.Module) -> None:
+    accelerator.wait_for_everyone()
+    weights = load_file(Path(args.output_dir) / BEST)
+    accelerator.unwrap_model(model).load_state_dict(weights, strict=False)  # tied weights are saved once
+
+
+def write_predictions(
+    accelerator: Accelerator,
+    args: argparse.Namespace,
+    model: torch.nn.Module,
+    loaders: dict[str, DataLoader],
+    lengths: dict[str, np.ndarray],
+    task: Task,
+) -> None:
+    """predict_results.csv: label and probabilities of every row; for GLUE the files that its server takes."""
+    folder = Path(args.output_dir)
+    for name in filter(is_test, loaders):
+        logits, _ = predict(accelerator, model, loaders[name], lengths[name], lambda: 0)
+        if not accelerator.is_main_process:
+            continue
+        shares, chosen = logits.softmax(-1), logits.argmax(-1).tolist()
+        if not args.task_name:
+            file = folder / "predict_results.csv"
+            header = [
+                "label",
+                *(["probability", *(f"probability_{label}" for label in task.labels)] if task.labels else []),
+            ]
+            rows = [[value] for value in logits[:, 0].tolist()]
+            if task.labels:
+                rows = [[task.labels[k], row[k].item(), *row.tolist()] for k, row in zip(chosen, shares, strict=True)]
+        else:
+            split = {"test_mismatched": "mnli_mm", "ax": "ax"}.get(name, args.task_name)
+            file, header = folder / "glue" / f"{TEST_FILES[split]}.tsv", ["index", "prediction"]
+            if task.labels is None:
+                rows = [[index, f"{min(max(value, 0), 5):.3f}"] for index, value in enumerate(logits[:, 0].tolist())]
+            else:
+                answers = task.words if split in IN_WORDS else task.values
+                rows = [[index, answers[k]] for index, k in enumerate(chosen)]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "w", encoding="utf-8", newline="") as out:
+            writer = csv.writer(out, delimiter="\t" if args.task_name else ",", lineterminator="\n")
+            writer.writerows([header, *rows])
+        say(f"{len(rows)} predictions are in {file}")
+    files = [folder / "glue" / f"{name}.tsv" for name in TEST_FILES.values()]
+    if accelerator.is_main_process and all(file.exists() for file in files):
+        with zipfile.ZipFile(folder / "glue" / "submission.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in files:
+                archive.write(file, file.name)
 
 
 def scores(results: dict[str, float], floor: dict[str, float]) -> str:
@@ -1029,8 +1418,11 @@ def open_run(
                 shutil.rmtree(left)
         if checkpoint:
             shutil.copy(checkpoint / "log.jsonl", folder / "log.jsonl")  # forget what came after the checkpoint
+            if (checkpoint / BEST).exists():
+                shutil.copy(checkpoint / BEST, folder / BEST)
         else:
-            for old in [*checkpoints(folder), folder / "log.jsonl", folder / "all_results.json"]:
+            files = [folder / name for name in ("log.jsonl", "all_results.json", BEST)]
+            for old in [*checkpoints(folder), *files]:
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     if args.with_tracking:
         shown = {flag: value for flag, value in vars(args).items() if isinstance(value, (str, int, float))}
@@ -1144,6 +1536,8 @@ def save_checkpoint(
         (aside / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
         (folder / "log.jsonl").touch()
         shutil.copy(folder / "log.jsonl", aside / "log.jsonl")
+        if (folder / BEST).exists():
+            shutil.copy(folder / BEST, aside / BEST)
         files = files_in(aside)
         with ThreadPoolExecutor() as pool:
             sums, _ = pool.map(checksum, files.values()), list(pool.map(to_disk, files.values()))
@@ -1207,9 +1601,15 @@ def finish(
     tokenizer: Tokenizer,
     progress: Progress,
     floor: dict[str, float],
+    metric: str,
 ) -> dict[str, Any]:
     """Save the model and all_results.json; returns the results."""
     results: dict[str, Any] = progress.results | floor
+    if progress.best:
+        if args.load_best_model_at_end:
+            results |= {name: value for name, value in progress.best.items() if name.startswith("eval_")}
+        results |= {f"best_{name}": progress.best[name] for name in ("step", "epoch")}
+        results[f"best_{metric}"] = progress.best[f"eval_{metric}"]
     if progress.step:
         rows, seconds = progress.step * progress.settings["global_batch_size"], time.perf_counter() - progress.begun
         results["train_loss"] = progress.loss_total / progress.loss_count
@@ -1230,6 +1630,8 @@ def finish(
 
     if args.output_dir:
         together(accelerator, write, folder / "model.safetensors")
+        if accelerator.is_main_process:
+            (folder / BEST).unlink(missing_ok=True)  # it is the model now
         say(f"model and results are in {folder}")
     accelerator.end_training()
     return results

@@ -73,7 +73,7 @@ def test_predictions_come_in_file_order(rows: int) -> None:
     asked = [{"x": float(row), "labels": row} for row in range(rows)]
 
     class Echo(torch.nn.Module):
-        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> object:
+        def forward(self, x: torch.Tensor) -> object:
             return type("Output", (), {"logits": torch.stack([x, -x], dim=-1)})
 
     in_order = [asked[row] for row in script.by_length(lengths)]

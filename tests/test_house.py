@@ -68,7 +68,7 @@ def test_the_recipe_parses() -> None:
     recipe = QUICKSTART / "recipe.yaml"
     flags = script.read_config(str(recipe), script.build_parser())
     assert len(flags) == len(yaml.safe_load(recipe.read_text()))
-    assert script.build_parser().parse_args(flags).train_file == "configs/quickstart/train.csv"
+    assert script.build_parser().parse_args(flags).train_file == ["configs/quickstart/train.csv"]
 
 
 def test_the_script_needs_what_requirements_name_and_nothing_of_the_project() -> None:
