@@ -419,14 +419,17 @@ def load_data(args: argparse.Namespace) -> tuple[dict[str, Dataset], Task]:
         splits[name] = data
     labelled = {name: data for name, data in splits.items() if not is_test(name)}
     for name, data in labelled.items():
+        kind = getattr(data.features["label"], "dtype", "list")
+        if not kind.startswith(("string", "large_string", "int", "uint", "float", "bool")):
+            stop(f"the labels of the {name} data are of type {kind}; take words, numbers, or true and false")
         if {None, ""} & set(data.unique("label")):
             row = next(row for row, label in enumerate(data["label"]) if label in (None, ""))
             stop(f"row {row + 1} of the {name} data has no label")
     if labelled and not args.task_name:
         labelled = type_labels(labelled, args)
+    task = find_task(labelled, text_columns, args)
     if "validation" not in labelled and "train" in labelled and not args.task_name:
         labelled |= hold_out(labelled["train"], args.seed)
-    task = find_task(labelled, text_columns, args)
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
     splits = labelled | {name: data for name, data in splits.items() if is_test(name)}
     for name, data in splits.items():
@@ -594,8 +597,6 @@ def type_labels(splits: dict[str, Dataset], args: argparse.Namespace) -> dict[st
     """Labels in .csv and .tsv that are written as numbers are numbers: whole ones classes, others for regression."""
     first = next(iter(splits.values()))
     kind = first.features["label"].dtype
-    if kind.startswith(("list", "struct", "timestamp", "date", "binary")):
-        stop(f"the labels are of type {kind}; take words, whole numbers, true and false, or numbers with a point")
     file = (args.train_file or args.validation_file or [""])[0].lower()
     if kind == "string" and file.endswith((".csv", ".tsv")):
         written = first.unique("label")

@@ -1,0 +1,110 @@
+"""A tiny model of each architecture: trained for two steps, saved, loaded by transformers, with the same logits."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import sentences
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerFast,
+)
+
+import run_glue_no_trainer as script
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+BERT_LIKE = SMALL | {"max_position_embeddings": 64}
+ARCHITECTURES = {
+    "bert": BERT_LIKE,
+    "roberta": BERT_LIKE,
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "max_position_embeddings": 64},
+    "deberta-v2": BERT_LIKE
+    | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 32},
+    "electra": BERT_LIKE | {"embedding_size": 16},
+    "albert": BERT_LIKE | {"embedding_size": 16},
+    "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64},
+    "modernbert": BERT_LIKE | {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "bos_token_id": 3, "eos_token_id": 3},
+    "llama": BERT_LIKE | {"num_key_value_heads": 2, "bos_token_id": 3, "eos_token_id": 3},
+    "t5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0},
+}
+
+
+def make(kind: str, tiny_model: Path, folder: Path) -> Path:
+    """An untrained encoder or decoder with the tiny model's tokenizer, as its kind has it."""
+    names = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
+    if kind in ("gpt2", "llama"):  # no token to pad with, only one that ends a text
+        names = {"unk_token": "[UNK]", "eos_token": "[SEP]"}
+    if kind == "t5":
+        names |= {"eos_token": "[SEP]"}
+    backend = AutoTokenizer.from_pretrained(tiny_model).backend_tokenizer
+    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder)  # without a maximum
+    torch.manual_seed(0)
+    pad = {} if kind in ("gpt2", "llama") else {"pad_token_id": 0}
+    if kind == "t5":
+        pad |= {"eos_token_id": 3}
+    config = AutoConfig.for_model(kind, vocab_size=len(backend.get_vocab()), **ARCHITECTURES[kind], **pad)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_an_architecture_is_trained_saved_and_loaded(
+    run: Callable, own_files: list, tiny_model: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(kind, tiny_model, tmp_path / "model")
+    trained = []
+    finish = script.finish
+    monkeypatch.setattr(script, "finish", lambda *args: trained.append(args[2]) or finish(*args))
+    flags = ["--model_name_or_path", model, "--max_train_steps", 2, "--learning_rate", 1e-3, "--logging_steps", 1]
+    results = run(*own_files, *flags, "--output_dir", tmp_path / "out")
+    assert results["step"] == 2
+    before = AutoModelForSequenceClassification.from_pretrained(model).state_dict()
+    after = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    assert any(not torch.equal(before[name], weight) for name, weight in after.state_dict().items())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert after.config.pad_token_id == tokenizer.pad_token_id is not None
+    assert after.config.id2label == {0: "negative", 1: "positive"}
+    texts = [tokenizer(text) for text, _ in sentences(5)]
+    batch = DataCollatorWithPadding(tokenizer)(texts)
+    with torch.inference_mode():
+        ours, theirs = trained[0].eval()(**batch).logits, after(**batch).logits
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("bert", 64), ("roberta", 63), ("gpt2", 64), ("xlnet", 90), ("t5", 90)])
+def test_max_length_is_what_the_model_has_positions_for(
+    run: Callable,
+    own_files: list,
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    kind: str,
+    most: int,
+) -> None:
+    """RoBERTa counts its positions from the padding's on; XLNet and T5 have no last one."""
+    model = make(kind, tiny_model, tmp_path / "model")
+    flags = ["--model_name_or_path", model, "--max_length", 90, "--pad_to_max_length", "--max_train_steps", 1]
+    run(*own_files, *flags)
+    out = capsys.readouterr().out
+    assert f"cut at {most} tokens" in out
+    assert out.count("--max_length 90 is more than the model can read") == (most < 90)
+
+
+def test_a_slow_tokenizer(run: Callable, own_files: list, tiny_model: Path, tmp_path: Path) -> None:
+    """One that is written in Python: CANINE's, which reads characters."""
+    config = AutoConfig.for_model(
+        "canine", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    config.max_position_embeddings = 256
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CanineTokenizer"}))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert not tokenizer.is_fast
+    flags = ["--model_name_or_path", tmp_path / "model", "--use_slow_tokenizer", "--max_train_steps", 1]
+    assert run(*own_files, *flags)["step"] == 1
