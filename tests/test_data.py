@@ -3,13 +3,14 @@
 import json
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_csv
+from conftest import sentences, write_csv
 from datasets import ClassLabel, Dataset, Features, Value
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, pipeline
 
 import run_glue_no_trainer as script
 
@@ -208,3 +209,111 @@ def test_grouping_saves_padding() -> None:
 
     assert padded(True) < 0.7 * padded(False)
     assert padded(True) < 1.1 * lengths.sum()
+
+
+# --- five kinds of own data, to the pipeline's answer
+
+
+def shards(folder: Path, rows: list[dict]) -> list:
+    (folder / "shards").mkdir()
+    for number in range(3):
+        text = "\n".join(json.dumps(row) for row in rows[number::3])
+        (folder / "shards" / f"{number}.jsonl").write_text("\ufeff" * (number == 1) + text + "\n\n", encoding="utf-8")
+    return ["--train_file", folder / "shards" / "*.jsonl"]
+
+
+def pairs(folder: Path, rows: list[dict]) -> list:
+    written = [(row["text"], 'x, "y"\nz', row["label"]) for row in rows]
+    file = write_csv(folder / "t.csv", ["sentence1", "sentence2", "label"], written)
+    file.write_bytes(file.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+    return ["--train_file", file]
+
+
+def tsv(folder: Path, rows: list[dict]) -> list:
+    (folder / "t.tsv").write_text("label\ttext\n" + "".join(f"{row['label']}\t{row['text']}\n" for row in rows))
+    return ["--train_file", folder / "t.tsv"]
+
+
+def other_names(folder: Path, rows: list[dict]) -> list:
+    made = {"data": [{"id": 7, "body": row["text"], "verdict": row["label"]} for row in rows]}
+    (folder / "t.json").write_text(json.dumps(made))
+    return ["--train_file", folder / "t.json", "--text_column_names", "body", "--label_column_name", "verdict"]
+
+
+def parquet(folder: Path, rows: list[dict]) -> list:
+    scores = [row | {"label": 4.0 * (row["label"] == "positive") + 0.5} for row in rows]
+    Dataset.from_list(scores).to_parquet(folder / "t.parquet")
+    return ["--train_file", folder / "t.parquet", "--learning_rate", 1e-2, "--num_train_epochs", 8]
+
+
+@pytest.mark.parametrize("kind", [pairs, tsv, other_names, parquet, shards])
+def test_own_data_from_file_to_answer(run: Callable, tmp_path: Path, kind: Callable) -> None:
+    rows = [{"text": text, "label": ("negative", "positive")[label]} for text, label in sentences(81)]
+    flags = ["--learning_rate", 3e-3, "--num_train_epochs", 6, *kind(tmp_path, rows), "--output_dir", tmp_path / "out"]
+    results = run(*flags)
+    ask = pipeline("text-classification", str(tmp_path / "out"), device="cpu")
+    if kind is parquet:
+        assert results["eval_pearson"] > 0.9
+        assert ask("good " * 5)[0]["score"] > ask("awful " * 5)[0]["score"] + 1.5
+        return
+    assert results["eval_accuracy"] == 1.0
+    question = {"text": "good nice great", "text_pair": 'x, "y"\nz'} if kind is pairs else "good nice great"
+    answer = ask(question)
+    assert (answer[0] if isinstance(answer, list) else answer)["label"] == "positive"
+
+
+def test_a_tenth_is_held_out_by_label(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """90 rows of one class, 20 of another and one alone: 9 and 2 are held out, whatever the order of the file."""
+    rows = [(f"row {i}", "often" if i % 11 < 9 else "rare") for i in range(110)]
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [*rows, ("row 110", "alone")])
+    splits, _ = script.load_data(script.parse_args(["--model_name_or_path", "m", "--train_file", str(file)]))
+    assert Counter(splits["validation"]["label"]) == {"often": 9, "rare": 2}
+    texts = [*splits["train"]["text"], *splits["validation"]["text"]]
+    assert sorted(texts) == sorted(f"row {i}" for i in range(111))
+    out = capsys.readouterr().out
+    assert "no validation data is given: 11 rows of 111 are held out, stratified by label" in out
+    assert "warning: fewer than ten rows of the training data have the label alone" in out
+    again, _ = script.load_data(script.parse_args(["--model_name_or_path", "m", "--train_file", str(file)]))
+    assert again["validation"]["text"][:] == splits["validation"]["text"][:]
+
+
+def test_empty_texts_are_kept_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [("", "a"), ("x", "b"), ("", "b")])
+    assert load(file)[0]["train"]["text"][:] == ["", "x", ""]
+    assert "warning: 2 of 3 rows of the train data have an empty text" in capsys.readouterr().out
+
+
+def test_json_text_stays_text(tmp_path: Path) -> None:
+    texts = ["2020-01-01", "007", "1e5", "null", "NA", "true", "2009-06-15T13:45:30"]
+    file = tmp_path / "t.json"
+    file.write_text(json.dumps([{"text": text, "label": str(i % 2)} for i, text in enumerate(texts)]))
+    splits, task = load(file)
+    assert splits["train"]["text"][:] == texts
+    assert task.values == ["0", "1"]
+
+
+def test_a_file_that_is_changed_is_read_again(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [("old", "a"), ("old", "b")])
+    assert load(file)[0]["train"]["text"][:] == ["old", "old"]
+    file.write_text(file.read_text().replace("old", "new"))
+    assert load(file)[0]["train"]["text"][:] == ["new", "new"]
+
+
+def test_a_data_set_of_the_hubs_layout_with_other_columns(tmp_path: Path) -> None:
+    features = Features({"review": Value("string"), "stars": ClassLabel(names=["bad", "good"])})
+    for split in ("train", "test"):
+        data = Dataset.from_dict({"review": ["a", "b"] * 10, "stars": [0, 1] * 10}, features=features)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        data.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    flags = ["--model_name_or_path", "m", "--dataset_name", str(tmp_path), "--label_column_name", "stars"]
+    splits, task = script.load_data(script.parse_args(flags))
+    assert {name: len(data) for name, data in splits.items()} == {"train": 18, "validation": 2}
+    assert (task.labels, task.text_columns) == (["bad", "good"], ["review"])
+    predict = [*flags, "--do_predict", "--output_dir", str(tmp_path / "out")]
+    assert script.load_data(script.parse_args(predict))[0]["test"].column_names == ["review"]
+
+
+def test_a_class_may_be_missing_from_validation(run: Callable, tmp_path: Path) -> None:
+    train = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"row {i}", "abc"[i % 3]) for i in range(30)])
+    valid = write_csv(tmp_path / "v.csv", ["text", "label"], [("row", "a"), ("row", "c")])
+    assert 0 <= run("--train_file", train, "--validation_file", valid, "--max_train_steps", 1)["eval_macro_f1"] <= 1
