@@ -423,7 +423,7 @@ def load_data(args: argparse.Namespace) -> tuple[dict[str, Dataset], Task]:
         if not kind.startswith(("string", "large_string", "int", "uint", "float", "bool")):
             stop(f"the labels of the {name} data are of type {kind}; take words, numbers, or true and false")
         if {None, ""} & set(data.unique("label")):
-            row = next(row for row, label in enumerate(data["label"]) if label in (None, ""))
+            row = next(row for row, label in enumerate(data["label"][:]) if label in (None, ""))
             stop(f"row {row + 1} of the {name} data has no label")
     if labelled and not args.task_name:
         labelled = type_labels(labelled, args)
@@ -608,7 +608,7 @@ def type_labels(splits: dict[str, Dataset], args: argparse.Namespace) -> dict[st
         kind = "string"
     for name, data in splits.items():
         if kind in NUMBERS and data.features["label"].dtype == "string":
-            for row, label in enumerate(data["label"]):
+            for row, label in enumerate(data["label"][:]):
                 if not re.fullmatch(NUMBERS[kind], label.strip(), re.ASCII):
                     stop(f"row {row + 1} of the {name} data has the label {label!r}; the training labels are numbers")
         if data.features["label"].dtype != kind:
@@ -646,14 +646,14 @@ def find_task(splits: dict[str, Dataset], text_columns: list[str], args: argpars
         labels = [str(value) for value in values]
         if len(values) < 2:
             stop(f"the training data has only one class, {labels[0]!r}: there is nothing to tell apart")
-        counts = Counter(train["label"])
+        counts = Counter(train["label"][:])
         if rare := [str(value) for value in values if counts[value] < 10]:
             some = ", ".join(rare[:5]) + f" and {len(rare) - 5} more" * (len(rare) > 5)
             say(f"warning: fewer than ten rows of the training data have the label {some}")
     for name, data in splits.items():
         known = (lambda label: math.isfinite(label)) if values is None else set(values).__contains__
         if unknown := {label for label in data.unique("label") if not known(label)}:
-            row = next(row for row, label in enumerate(data["label"]) if label in unknown or label != label)
+            row = next(row for row, label in enumerate(data["label"][:]) if label in unknown or label != label)
             why = "is not a number to learn" if values is None else "was never trained"
             stop(f"row {row + 1} of the {name} data has the label {data[row]['label']!r}, which {why}")
     if values is None:
@@ -706,7 +706,11 @@ def tokenize(
     data = data.map(
         encode, batched=True, remove_columns=data.column_names, num_proc=workers, desc=f"Tokenizing {name}"
     )
-    return data.remove_columns("length"), np.array(data.with_format("numpy")["length"])
+    return data.remove_columns("length"), numbers(data, "length")
+
+
+def numbers(data: Dataset, column: str) -> np.ndarray:
+    return data.with_format("numpy")[column][:]  # without [:], each row would be read on its own
 
 
 def fingerprint(data: Dataset) -> str:
@@ -723,7 +727,7 @@ def describe(data: dict[str, Dataset], lengths: dict[str, np.ndarray], task: Tas
     """A table of what will be trained on: rows, tokens, how many texts are cut, and the shares of the classes."""
     lines = [f"{'':24}{'rows':>9}  {'tokens: median':>14}{'95 %':>6}{'max':>7}{'cut':>8}   labels"]
     for name, dataset in data.items():
-        labels = np.array(dataset.with_format("numpy")["labels"]) if "labels" in dataset.column_names else None
+        labels = numbers(dataset, "labels") if "labels" in dataset.column_names else None
         if labels is None:
             shares = "to be predicted"
         elif task.labels is None:
@@ -1268,8 +1272,8 @@ def baseline(task: Task, train_data: Dataset, eval_data: dict[str, Dataset]) -> 
     """`baseline_<metric>`: the score of always answering the training data's commonest class, or its mean."""
     floor = {}
     for name, split in eval_data.items():
-        references = np.array(split.with_format("numpy")["labels"])
-        known = np.array(train_data.with_format("numpy")["labels"]) if len(train_data) else references
+        references = numbers(split, "labels")
+        known = numbers(train_data, "labels") if len(train_data) else references
         answer = known.mean() if task.labels is None else np.bincount(known).argmax()
         values = compute_metrics(task, np.full(len(references), answer), references)
         floor |= {f"baseline_{metric}{suffix(name)}": value for metric, value in values.items()}

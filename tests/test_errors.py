@@ -336,7 +336,8 @@ def test_any_file_is_either_trained_on_or_refused(
         COUNTS["tried"] += 1
         COUNTS["trained" if code is None else "refused"] += 1
         if code is not None:
-            assert (code, len(lines)) == (2, 1)
+            assert len(lines) == 1
+            assert code == 2 or (code == 1 and "the loss is inf" in lines[0])  # labels such as 1e300
 
     try_it()
     with capsys.disabled():
