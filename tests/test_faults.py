@@ -1,6 +1,7 @@
 """Checkpoints and faults: whole or absent, damage, signals, divergence, full disks, and the same run on any cut."""
 
 import functools
+import itertools
 import json
 import os
 import random
@@ -369,11 +370,11 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bytes(
     kills = 0
     for number in range(RUNS):
         folder = tmp_path / str(number)
-        while True:
+        for tries in itertools.count():
             run = start(folder, "--resume_from_checkpoint", "latest", "--save_total_limit", 2)
             run.training.wait(120)
             try:
-                run.process.wait(pick.uniform(0, 3))
+                run.process.wait(pick.uniform(0, 3 + tries))  # longer every time, or a slow launcher would never end
             except subprocess.TimeoutExpired:
                 os.killpg(run.process.pid, signal.SIGKILL)
                 for child in script.psutil.process_iter(["cmdline"]):
