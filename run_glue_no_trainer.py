@@ -354,6 +354,7 @@ import evaluate
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import transformers
 import xxhash
@@ -413,9 +414,10 @@ def load_data(args: argparse.Namespace) -> tuple[dict[str, Dataset], Task]:
         for column in text_columns:
             if data.features[column] != Value("string"):
                 data = cast(data, column, "string", name)
-            empty = sum(not text for rows in data.iter(10_000) for text in rows[column])
-            if empty and not args.task_name:
-                say(f"warning: {empty} of {len(data)} rows of the {name} data have an empty {column}")
+            texts = data.with_format("arrow")[column][:]
+            full = pc.sum(pc.greater(pc.utf8_length(texts), 0)).as_py() or 0
+            if full < len(data) and not args.task_name:
+                say(f"warning: {len(data) - full} of {len(data)} rows of the {name} data have an empty {column}")
         splits[name] = data
     labelled = {name: data for name, data in splits.items() if not is_test(name)}
     for name, data in labelled.items():
@@ -983,7 +985,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     save = functools.partial(save_checkpoint, accelerator, args, model, lr_scheduler, progress, recent)
     stop_signal = StopSignal(accelerator)
     stop_here = functools.partial(leave, accelerator, args, progress, stop_signal, save)
-    evaluate_now = functools.partial(evaluate_model, accelerator, model, eval_loaders, lengths, task, stop_signal)
+    evaluate_now = functools.partial(
+        evaluate_model, accelerator, model, eval_loaders, lengths, task, stop_signal, stop_here
+    )
     checkpoint_steps = int(args.checkpointing_steps) if args.checkpointing_steps not in (None, "epoch") else 0
     bar = tqdm(total=max_steps, initial=progress.step, desc="Training", disable=not accelerator.is_main_process)
 
@@ -1026,10 +1030,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             if stop_signal():
                 stop_here()
 
-        results = evaluate_now()
-        if results is None:
-            stop_here()
-        progress.results = results | progress.position(sampler)
+        progress.results = evaluate_now() | progress.position(sampler)
         progress.epoch, progress.batch = progress.epoch + 1, 0
         log(accelerator, args, progress.results)
         say(scores(progress.results, floor))
@@ -1039,10 +1040,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
     bar.close()
     if not progress.results:  # --num_train_epochs 0
-        results = evaluate_now()
-        if results is None:
-            stop_here()
-        progress.results = results | progress.position(sampler)
+        progress.results = evaluate_now() | progress.position(sampler)
         if eval_data:
             say(scores(progress.results, floor))
     stop_signal.restore()
@@ -1197,18 +1195,16 @@ def evaluate_model(
     lengths: dict[str, np.ndarray],
     task: Task,
     stop_signal: StopSignal,
-) -> dict[str, float] | None:
-    """`eval_loss` and `eval_<metric>` of each validation split, known to every process; MNLI's second ends in _mm.
-
-    None after a signal to stop.
-    """
+    stop_here: Callable[[], NoReturn],
+) -> dict[str, float]:
+    """`eval_loss` and `eval_<metric>` of each validation split, known to every process; MNLI's second ends in _mm."""
     results: dict[str, float] = {}
     for name, loader in loaders.items():
         if is_test(name):
             continue
         predicted = predict(accelerator, model, loader, lengths[name], stop_signal)
         if predicted is None:
-            return None
+            stop_here()
         logits, labels = predicted
         if accelerator.is_main_process:
             if task.labels is None:

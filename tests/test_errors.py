@@ -319,7 +319,7 @@ def test_any_file_is_either_trained_on_or_refused(
     """FUZZ_CASES says how many files are tried."""
 
     @settings(
-        max_examples=int(os.environ.get("FUZZ_CASES", "500")),
+        max_examples=int(os.environ.get("FUZZ_CASES", "2000")),
         deadline=None,
         derandomize=True,
         suppress_health_check=list(HealthCheck),

@@ -153,6 +153,7 @@ def test_code_of_a_model_runs_only_when_trusted(
     assert "trust_remote_code" in capsys.readouterr().err
     model, _ = script.load_model(arguments(tmp_path, "--trust_remote_code"), classes("a", "b"))
     assert type(model).__name__ == "OwnModel"
+    assert f"--trust_remote_code runs whatever Python code comes with {tmp_path}" in capsys.readouterr().out
 
 
 def test_asking_for_a_slow_tokenizer_that_is_no_more_is_answered(

@@ -151,3 +151,16 @@ def test_a_precision_that_is_not_to_be_had_is_named(
         run(*own_files, "--mixed_precision", precision)
     assert exit_.value.code == 2
     assert precision in capsys.readouterr().err.lower()
+
+
+def test_no_token_is_written_anywhere(
+    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "hf_" + "secret" * 5
+    monkeypatch.setenv("HF_TOKEN", token)
+    flags = ["--max_train_steps", 2, "--checkpointing_steps", 1, "--with_tracking", "--report_to", "tensorboard"]
+    run(*own_files, *flags, "--output_dir", tmp_path / "out")
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert any("tfevents" in path.name for path in files)
+    assert not [path for path in files if token.encode() in path.read_bytes()]
+    assert token not in "".join(capsys.readouterr())
