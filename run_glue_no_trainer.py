@@ -653,10 +653,12 @@ def find_task(splits: dict[str, Dataset], text_columns: list[str], args: argpars
             some = ", ".join(rare[:5]) + f" and {len(rare) - 5} more" * (len(rare) > 5)
             say(f"warning: fewer than ten rows of the training data have the label {some}")
     for name, data in splits.items():
-        known = (lambda label: math.isfinite(label)) if values is None else set(values).__contains__
+        known = (
+            (lambda label: abs(label) <= 1e18) if values is None else set(values).__contains__
+        )  # squares fit float32
         if unknown := {label for label in data.unique("label") if not known(label)}:
             row = next(row for row, label in enumerate(data["label"][:]) if label in unknown or label != label)
-            why = "is not a number to learn" if values is None else "was never trained"
+            why = "is not a number to learn (from -1e18 to 1e18)" if values is None else "was never trained"
             stop(f"row {row + 1} of the {name} data has the label {data[row]['label']!r}, which {why}")
     if values is None:
         return Task(METRICS[args.task_name or "regression"], text_columns, None, None, None)

@@ -202,6 +202,10 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
         lambda f: with_file("t.jsonl", jsonl({"text": "x", "label": 0.5}, '{"text": "x", "label": NaN}'))(f)[:2],
         "row 2 of the train data has the label nan",
     ),
+    "a JSON label too large": (
+        lambda f: with_file("t.jsonl", jsonl({"text": "x", "label": 0.5}, {"text": "x", "label": 3.41e38}))(f)[:2],
+        "row 2 of the train data has the label 3.41e+38, which is not a number to learn (from -1e18 to 1e18)",
+    ),
     "parquet that is none": (with_file("t.parquet", b"PAR1"), "t.parquet could not be read"),
     "parquet labels that are lists": (
         with_parquet({"text": ["x"], "label": [["a"]]}),
