@@ -121,6 +121,7 @@ def test_the_limit_counts_back_from_the_step_that_is_saved(
 
     def watched(*args: object) -> None:
         save(*args)
+        script.settle(args[0], args[-2])
         kept.append(sorted(path.name for path in script.checkpoints(tmp_path / "out")))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import fresh_accelerate
+from conftest import fresh_accelerate, write_csv
 from transformers import AutoConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 import run_glue_no_trainer as script
@@ -164,3 +164,53 @@ def test_asking_for_a_slow_tokenizer_that_is_no_more_is_answered(
     assert "slow" not in capsys.readouterr().out
     script.load_model(arguments(tiny_model, "--use_slow_tokenizer"), classes("a", "b"))
     assert "--use_slow_tokenizer changes nothing" in capsys.readouterr().out
+
+
+def test_dropout_on_the_cpu_is_dropout() -> None:
+    """Against the definition: a share p of zeros, the rest 1 / (1 - p) times as large, gradients likewise."""
+    for p in (0.1, 0.5):
+        x = torch.full((1000, 1001), 3.0, requires_grad=True)
+        torch.manual_seed(0)
+        y = script.dropout(x, p)
+        y.sum().backward()
+        kept = y != 0
+        assert abs(kept.float().mean().item() - (1 - p)) < 0.002  # four standard deviations at a million draws
+        assert torch.allclose(y[kept], torch.tensor(3 / (1 - p)))
+        assert torch.equal(x.grad, y.detach() / 3)
+        neighbours = (kept[:, :-1] == kept[:, 1:]).float().mean().item()  # bits of one draw are independent
+        assert abs(neighbours - (p**2 + (1 - p) ** 2)) < 0.002
+        torch.manual_seed(0)
+        assert torch.equal(script.dropout(x, p), y)
+    x = torch.ones(3, 5)
+    assert script.dropout(x, 0.5, training=False) is x
+    assert script.dropout(x, 0.0) is x
+    assert script.dropout(x, 1.0).count_nonzero() == 0
+    assert script.dropout(x.bfloat16(), 0.5).dtype == torch.bfloat16
+    assert script.dropout(torch.ones(0, 3), 0.5).shape == (0, 3)
+
+
+def test_a_models_dropout_on_the_cpu_is_the_fast_one(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, own_files: list, run: object
+) -> None:
+    seen = []
+    monkeypatch.setattr(torch.nn.functional, "dropout", torch.nn.functional.dropout)  # put back at the end
+    monkeypatch.setattr(script, "dropout", lambda x, *args, **options: seen.append(x.shape) or x)
+    run(*own_files, "--max_train_steps", 1)
+    assert any(len(shape) == 4 for shape in seen)  # attention
+    assert any(len(shape) == 3 for shape in seen)  # hidden states
+
+
+def test_the_mean_is_that_of_the_training_labels(tiny_model: Path, tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [["good", 1.5], ["bad", 2.5], ["fine", 5.0]] * 4)
+    args = script.parse_args(["--model_name_or_path", str(tiny_model), "--train_file", str(file)])
+    assert script.load_data(args)[1].mean == 3.0
+
+
+def test_a_new_head_for_regression_starts_at_the_mean(tiny_model: Path, tmp_path: Path) -> None:
+    task = script.Task(["mse"], ["a"], None, None, mean=2.5)
+    model, tokenizer = script.load_model(arguments(tiny_model), task)
+    assert model.classifier.bias.tolist() == [2.5]
+    torch.nn.init.constant_(model.classifier.bias, 7.0)  # as if trained
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert script.load_model(arguments(tmp_path), task)[0].classifier.bias.tolist() == [7.0]
