@@ -152,7 +152,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max_length", type=number(int, 4), default=128, metavar="N", help="cut longer texts at N tokens")
     add("--pad_to_max_length", **switch, help="pad every text to --max_length instead of to its batch's longest")
     add("--no_group_by_length", **switch, help="draw batches at random instead of from texts of like length")
-    add("--preprocessing_num_workers", type=positive, metavar="N", help="processes that tokenize")
+    add(
+        "--preprocessing_num_workers",
+        type=positive,
+        metavar="N",
+        help="processes that tokenize (default: more from 100,000 rows on)",
+    )
     add("--dataloader_num_workers", type=count, default=0, metavar="N", help="processes that load batches")
 
     add = parser.add_argument_group("model").add_argument
@@ -708,9 +713,13 @@ def tokenize(
                 batch["length"][row] = len(tokens)
         return batch
 
-    workers = args.preprocessing_num_workers
+    workers = args.preprocessing_num_workers or min(os.cpu_count() or 1, 8, 1 + len(data) // 100_000)
     data = data.map(
-        encode, batched=True, remove_columns=data.column_names, num_proc=workers, desc=f"Tokenizing {name}"
+        encode,
+        batched=True,
+        remove_columns=data.column_names,
+        num_proc=workers if workers > 1 else None,
+        desc=f"Tokenizing {name}",
     )
     return data.remove_columns("length"), numbers(data, "length")
 

@@ -1,0 +1,91 @@
+"""Run a training script as it is and note, from outside, when each step ends and what goes into the model.
+
+    python benchmarks/probe.py OUT.json SCRIPT [the script's flags]
+
+OUT.json: seconds since the process began (`steps`, one per optimizer step), rows, tokens, real tokens and the sum of
+squared lengths of each training forward, seconds of tokenization, evaluation and saving, peak memory in bytes.
+"""
+
+import functools
+import json
+import resource
+import runpy
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+BEGAN = psutil.Process().create_time()
+seen: dict[str, Any] = {"steps": [], "forwards": [], "tokenization": 0.0, "evaluation": 0.0, "saving": 0.0}
+
+
+def timed(name: str, function: Callable) -> Callable:
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        begun = time.perf_counter()
+        result = function(*args, **options)
+        seen[name] += time.perf_counter() - begun
+        return result
+
+    return call
+
+
+def watch() -> None:
+    import datasets
+    import torch
+    import transformers
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    def step_ended(*_: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seen["steps"].append(time.time() - BEGAN)
+
+    def forward(self: torch.nn.Module, *args: Any, **options: Any) -> Any:
+        if not type(self).__name__.endswith("ForSequenceClassification"):
+            return plain(self, *args, **options)
+        if self.training:
+            seen["forwards"].append((options["input_ids"].numel(), options["attention_mask"].sum(1)))
+            return plain(self, *args, **options)
+        begun = time.perf_counter()
+        result = plain(self, *args, **options)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seen["evaluation"] += time.perf_counter() - begun
+        return result
+
+    model = transformers.PreTrainedModel
+    plain = model.__call__
+    model.__call__ = forward
+    model.save_pretrained = timed("saving", model.save_pretrained)
+    datasets.Dataset.map = timed("tokenization", datasets.Dataset.map)
+    register_optimizer_step_post_hook(step_ended)
+
+
+def main() -> None:
+    out, script, *flags = sys.argv[1:]
+    watch()
+    sys.argv = [script, *flags]
+    sys.path.insert(0, str(Path(script).parent))
+    try:
+        runpy.run_path(script, run_name="__main__")
+    finally:
+        import torch
+
+        seen["whole"] = time.time() - BEGAN
+        seen["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if torch.cuda.is_available():
+            seen["peak_memory"] = torch.cuda.max_memory_allocated()
+        lengths = [mask.tolist() for _, mask in seen["forwards"]]
+        seen["forwards"] = [
+            {"rows": len(rows), "tokens": tokens, "real": sum(rows), "squares": sum(n * n for n in rows)}
+            for (tokens, _), rows in zip(seen["forwards"], lengths, strict=True)
+        ]
+        Path(out).write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main()
