@@ -700,14 +700,15 @@ def tokenize(
 ) -> tuple[Dataset, np.ndarray]:
     """The model's inputs with their `labels` (class ids, or floats), and every row's full length in tokens, [rows]."""
     ids = {value: index for index, value in enumerate(task.values)} if task.values else None
+    columns, max_length = task.text_columns, args.max_length  # all that `encode` reads makes the name of its cache
 
     def encode(rows: dict[str, list]) -> dict[str, list]:
-        texts = [[text or "" for text in rows[column]] for column in task.text_columns]
-        batch = dict(tokenizer(*texts, truncation=True, max_length=args.max_length))
+        texts = [[text or "" for text in rows[column]] for column in columns]
+        batch = dict(tokenizer(*texts, truncation=True, max_length=max_length))
         if "label" in rows:
             batch["labels"] = [float(label) if ids is None else ids[label] for label in rows["label"]]
         batch["length"] = [len(row) for row in batch["input_ids"]]
-        if at_limit := [row for row, length in enumerate(batch["length"]) if length >= args.max_length]:
+        if at_limit := [row for row, length in enumerate(batch["length"]) if length >= max_length]:
             uncut = tokenizer(*[[text[row] for row in at_limit] for text in texts], verbose=False)["input_ids"]
             for row, tokens in zip(at_limit, uncut, strict=True):
                 batch["length"][row] = len(tokens)

@@ -110,18 +110,21 @@ def linear_weights(model: str) -> tuple[int, int, int]:
     return sum(m.weight.numel() for m in linear), config.num_hidden_layers, config.hidden_size
 
 
-def measure(script: Path, flags: list[str], folder: Path, precision: str) -> dict[str, Any]:
-    """One run of a script in a process of its own, with empty caches."""
+def measure(
+    script: Path, flags: list[str], folder: Path, precision: str = "no", caches: Path | None = None
+) -> dict[str, Any]:
+    """What probe.py saw of one run, in a process of its own with empty caches unless others are given."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "probe.json"
-        caches = {"HF_DATASETS_CACHE": f"{scratch}/datasets", "HF_MODULES_CACHE": f"{scratch}/modules"}
-        environment = os.environ | caches | {"ACCELERATE_MIXED_PRECISION": precision}
-        probe = [sys.executable, ROOT / "benchmarks" / "probe.py", out, script]
-        command = [*map(str, probe), *flags, "--output_dir", f"{scratch}/out"]
+        places = {"HF_DATASETS_CACHE": str(caches or f"{scratch}/datasets"), "HF_MODULES_CACHE": f"{scratch}/modules"}
+        environment = os.environ | places | {"ACCELERATE_MIXED_PRECISION": precision}
+        command = [sys.executable, *map(str, (ROOT / "benchmarks" / "probe.py", out, script)), *flags]
+        command += ["--output_dir", f"{scratch}/out"]
         ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         if ended.returncode:
             sys.exit(f"{' '.join(command)}\n{ended.stderr[-3000:]}")
-        return json.loads(out.read_text())
+        saved = [file for file in Path(scratch, "out").glob("step_*/*") if file.is_file()]
+        return json.loads(out.read_text()) | {"checkpoint": sum(file.stat().st_size for file in saved)}
 
 
 def figures(seen: dict[str, Any], shape: tuple[int, int, int], peak: float) -> dict[str, float]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from conftest import sentences, write_csv
@@ -317,3 +318,22 @@ def test_a_class_may_be_missing_from_validation(run: Callable, tmp_path: Path) -
     train = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"row {i}", "abc"[i % 3]) for i in range(30)])
     valid = write_csv(tmp_path / "v.csv", ["text", "label"], [("row", "a"), ("row", "c")])
     assert 0 <= run("--train_file", train, "--validation_file", valid, "--max_train_steps", 1)["eval_macro_f1"] <= 1
+
+
+def test_tokens_are_kept_for_a_run_with_other_flags(
+    run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not change the tokens does not make them anew."""
+    written = []
+    write = datasets.arrow_writer.ArrowWriter.__init__
+
+    def noted(self: object, *args: object, **options: object) -> None:
+        written.extend([options["path"]] if options.get("path") else [])  # without one: the metrics, in memory
+        write(self, *args, **options)
+
+    monkeypatch.setattr(datasets.arrow_writer.ArrowWriter, "__init__", noted)
+    run(*own_files, "--max_train_steps", 1, "--max_length", 63)
+    assert written
+    written.clear()
+    run(*own_files, "--max_train_steps", 2, "--max_length", 63, "--learning_rate", 1e-3, "--output_dir", tmp_path)
+    assert not written

@@ -375,7 +375,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bytes(
             run = start(folder, "--resume_from_checkpoint", "latest", "--save_total_limit", 2)
             run.training.wait(120)
             try:
-                run.process.wait(pick.uniform(0, 1 + 2 * tries))  # longer every time, or a slow launcher would never end
+                run.process.wait(pick.uniform(0, 1 + 2 * tries))  # longer every time: launchers are slow
             except subprocess.TimeoutExpired:
                 os.killpg(run.process.pid, signal.SIGKILL)
                 for child in script.psutil.process_iter(["cmdline"]):
