@@ -172,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("training").add_argument
     add("--per_device_train_batch_size", type=positive, default=8, metavar="N", help="rows of one device at a time")
-    add("--per_device_eval_batch_size", type=positive, default=8, metavar="N", help="the same in evaluation")
+    add("--per_device_eval_batch_size", type=positive, default=32, metavar="N", help="the same in evaluation")
     add("--gradient_accumulation_steps", type=positive, default=1, metavar="N", help="batches that make one step")
     add("--num_train_epochs", type=count, default=3, metavar="N", help="passes over the data; 0 evaluates only")
     add("--max_train_steps", type=positive, metavar="N", help="stop after N optimizer steps; wins over the epochs")
@@ -365,7 +365,14 @@ import transformers
 import xxhash
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import broadcast_object_list, gather_object, is_torch_xla_available, set_seed
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DynamoBackend,
+    broadcast_object_list,
+    gather_object,
+    is_torch_xla_available,
+    set_seed,
+)
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset
 from datasets.arrow_writer import ArrowWriter
 from safetensors import SafetensorError
@@ -980,8 +987,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         len(train_data), global_batch, args.per_device_train_batch_size, args.seed, cut_lengths
     )
     loading = {
-        "collate_fn": collator(tokenizer, args, accelerator.mixed_precision),
+        "collate_fn": collator(tokenizer, args, accelerator),
         "num_workers": args.dataloader_num_workers,
+        "pin_memory": accelerator.device.type == "cuda",
         "generator": torch.Generator(),  # or each iteration takes a number from the stream that dropout draws on
     }
     train_loader = accelerator.prepare(DataLoader(train_data, batch_sampler=sampler, **loading))
@@ -1010,7 +1018,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "global_batch_size": global_batch,
         "schedule": name_schedule(args, warmup_steps, max_steps),
         "data": fingerprint(train_data),
-        "model": name_model(accelerator.unwrap_model(model)),
+        "model": name_model(accelerator.unwrap_model(model, keep_torch_compile=False)),
     }
     progress = open_run(args, accelerator, model, lr_scheduler, fixed)
     recent: list[tuple] = []  # the steps since the last look at the device: learning rate, loss and gradient norm
@@ -1103,11 +1111,14 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             mixed_precision=args.mixed_precision,
             cpu=no_accelerator,
+            dataloader_config=DataLoaderConfiguration(non_blocking=True),
             log_with=logging_to,
             project_dir=args.output_dir,
         )
     except (ValueError, ImportError) as error:  # a precision that this machine has not
         stop(" ".join(str(error).split()))
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 in the matrix products that are not in mixed precision
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         stop("--mixed_precision fp16 needs a GPU; on a CPU take bf16 or no")
     transformers.utils.logging.set_verbosity_error()
@@ -1129,10 +1140,13 @@ def by_length(lengths: np.ndarray) -> np.ndarray:
     return np.argsort(-lengths, kind="stable")
 
 
-def collator(tokenizer: Tokenizer, args: argparse.Namespace, mixed_precision: str) -> Callable:
-    if args.pad_to_max_length:
+def collator(tokenizer: Tokenizer, args: argparse.Namespace, accelerator: Accelerator) -> Callable:
+    """Pads a batch to its longest row, or to a length that makes few shapes where each new shape is compiled."""
+    if args.pad_to_max_length or accelerator.device.type == "xla":
         return DataCollatorWithPadding(tokenizer, padding="max_length", max_length=args.max_length)
-    multiple = {"no": None, "fp8": 16}.get(mixed_precision, 8)  # what tensor cores want
+    multiple = {"no": None, "fp8": 16}.get(accelerator.mixed_precision, 8)  # what tensor cores want
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        multiple = 32
     return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
 
 
@@ -1330,16 +1344,22 @@ def note_best(
         return
     progress.best, progress.waited = progress.results, 0
     if args.load_best_model_at_end:
-        weights, aside = accelerator.get_state_dict(model), Path(args.output_dir) / ".best.partial"
+        weights, aside = whole_weights(accelerator, model), Path(args.output_dir) / ".best.partial"
         together(accelerator, functools.partial(accelerator.save, weights, aside, safe_serialization=True), aside)
         if accelerator.is_main_process:
             aside.replace(Path(args.output_dir) / BEST)
 
 
+def whole_weights(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights by the names that the model itself has for them, compiled or not."""
+    return {name.replace("_orig_mod.", ""): weight for name, weight in accelerator.get_state_dict(model).items()}
+
+
 def load_best(accelerator: Accelerator, args: argparse.Namespace, model: torch.nn.Module) -> None:
     accelerator.wait_for_everyone()
     weights = load_file(Path(args.output_dir) / BEST)
-    accelerator.unwrap_model(model).load_state_dict(weights, strict=False)  # tied weights are saved once
+    inner = accelerator.unwrap_model(model, keep_torch_compile=False)
+    inner.load_state_dict(weights, strict=False)  # tied weights are saved once
 
 
 def write_predictions(
@@ -1666,10 +1686,10 @@ def finish(
     results |= progress.settings
     results["versions"] = {m.__name__: m.__version__ for m in (torch, transformers, accelerate, datasets, evaluate)}
     folder = Path(args.output_dir or "")
-    weights = accelerator.get_state_dict(model)
+    weights = whole_weights(accelerator, model)
 
     def write() -> None:
-        accelerator.unwrap_model(model).save_pretrained(
+        accelerator.unwrap_model(model, keep_torch_compile=False).save_pretrained(
             folder, is_main_process=accelerator.is_main_process, state_dict=weights
         )
         if accelerator.is_main_process:

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from speed import ROOT, measure, table
+from speed import ROOT, measure, stand_ins, table
 
 COLUMNS = [
     "rows",
@@ -81,9 +81,7 @@ def main() -> None:
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            if args.metric:
-                (folder / "accuracy").mkdir()
-                (folder / "accuracy" / "accuracy.py").write_bytes(args.metric.read_bytes())
+            stand_ins(folder, "", args.metric)
             write_rows(folder / "train.csv", size, words)
             write_rows(folder / "validation.csv", 16, words)
             flags = ["--model_name_or_path", args.model, "--max_length", "64", "--max_train_steps", str(args.steps)]

@@ -110,6 +110,16 @@ def linear_weights(model: str) -> tuple[int, int, int]:
     return sum(m.weight.numel() for m in linear), config.num_hidden_layers, config.hidden_size
 
 
+def stand_ins(folder: Path, glue: str, metric: Path | None) -> None:
+    """The peers ask the hub for nyu-mll/glue and for the metric `glue`: in `folder` these names mean local ones."""
+    if glue and Path(glue).exists():
+        (folder / "nyu-mll").mkdir()
+        (folder / "nyu-mll" / "glue").symlink_to(Path(glue).resolve())
+    if metric:
+        (folder / metric.stem).mkdir()
+        (folder / metric.stem / metric.name).write_bytes(metric.read_bytes())
+
+
 def measure(
     script: Path, flags: list[str], folder: Path, precision: str = "no", caches: Path | None = None
 ) -> dict[str, Any]:
@@ -165,12 +175,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if Path(args.glue).exists():  # the peers ask for the hub's name: let it mean the folder
-            (folder / "nyu-mll").mkdir()
-            (folder / "nyu-mll" / "glue").symlink_to(args.glue)
-        if args.metric:
-            (folder / "glue").mkdir()
-            (folder / "glue" / "glue.py").write_bytes(args.metric.read_bytes())
+        stand_ins(folder, args.glue, args.metric)
         if args.model.startswith("bert-base:"):
             args.model = random_bert(folder / "bert-base", args.model.removeprefix("bert-base:"))
         elif Path(args.model).exists():

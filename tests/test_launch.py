@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT, TORCHRUN, launch, log_lines, without_dropout, write_csv
+from transformers import AutoModelForSequenceClassification
 
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
 pytestmark = pytest.mark.slow
@@ -56,6 +58,29 @@ def test_accelerate_launch_on_the_cpu(tiny_model: Path, own_files: list, tmp_pat
     ended = launch(*flags, launcher=(*ACCELERATE, "--config_file", str(config)))
     assert ended.returncode == 0, ended.stderr
     assert results(tmp_path)["step"] == 3
+
+
+def test_a_compiled_model_is_padded_to_few_lengths_and_saved_like_any_other(
+    tiny_model: Path, own_files: list, tmp_path: Path
+) -> None:
+    """With the backend `eager`, which traces but compiles nothing: the shapes and the names are what matters here."""
+    flags = ["--model_name_or_path", tiny_model, *own_files, "--max_train_steps", 4, "--output_dir", tmp_path]
+    flags += ["--load_best_model_at_end", "--checkpointing_steps", 2]
+    ended = launch(*flags, env={"ACCELERATE_DYNAMO_BACKEND": "EAGER", "TORCH_LOGS": "recompiles"})
+    assert ended.returncode == 0, ended.stderr
+    assert "input_ids" not in ended.stderr  # nothing is compiled anew for another length
+    same = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)[1]
+    assert not same["missing_keys"]
+    assert not same["unexpected_keys"]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_reads_each_of_the_configs(file: Path) -> None:
+    when, how = file.read_text().splitlines()[:2]
+    assert when.startswith("# When to take it: ")
+    assert f"accelerate launch --config_file configs/accelerate/{file.name}" in how
+    config = load_config_from_file(str(file))  # refuses keys that it does not know
+    assert config.use_cpu == ("cpu" in file.stem)
 
 
 def test_the_network_is_not_needed(tiny_model: Path, own_files: list, tmp_path: Path) -> None:

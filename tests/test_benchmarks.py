@@ -1,0 +1,109 @@
+"""Each benchmark, as small as it goes, as a process of its own; and what its figures are made of."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, sentences
+from datasets import ClassLabel, Dataset, Features, Value
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import glue_table
+import speed
+
+
+def benchmark(name: str, *flags: object) -> str:
+    command = [sys.executable, ROOT / "benchmarks" / name, *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def cells(table: str) -> list[dict[str, str]]:
+    head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]
+    return [dict(zip(head, line, strict=True)) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def small_glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made sentences in the hub's layout, as the task sst2."""
+    folder = tmp_path_factory.mktemp("glue")
+    kinds = Features({"sentence": Value("string"), "label": ClassLabel(names=["negative", "positive"])})
+    (folder / "sst2").mkdir()
+    lines = ["configs:", "- config_name: sst2", "  data_files:"]
+    for split, rows in (("train", 48), ("validation", 16)):
+        texts, labels = zip(*sentences(rows, seed=rows), strict=True)
+        data = Dataset.from_dict({"sentence": texts, "label": labels}, kinds)
+        data.to_parquet(folder / "sst2" / f"{split}-00000-of-00001.parquet")
+        lines += [f"  - split: {split}", f"    path: sst2/{split}-*"]
+    (folder / "README.md").write_text("\n".join(["---", *lines, "---", ""]))
+    return folder
+
+
+def test_figures_of_a_run_that_can_be_counted_by_hand() -> None:
+    """Five steps of two rows, 3 and 1 tokens in a batch of 2 x 4, half a second each; then two rows of full length."""
+    short = {"rows": 2, "tokens": 8, "real": 4, "squares": 10}
+    seen: dict[str, Any] = {"steps": [10.0, 10.5, 11.0, 11.5, 12.0], "forwards": [short] * 5, "whole": 20.0}
+    seen |= {"peak_memory": 5e6, "tokenization": 1.0, "evaluation": 2.0, "saving": 3.0}
+    shown = speed.figures(seen, shape=(100, 2, 8), peak=1e6)
+    assert shown["padding"] == 0.5
+    assert shown["examples/s, whole"] == 10 / 20
+    assert shown["examples/s, step"] == 4 / 1.0  # the last two steps
+    flop = 2 * (6 * 100 * 4 + 12 * 2 * 8 * 10)
+    assert shown["GFLOP/s"] == pytest.approx(flop / 1e9)
+    assert shown["of peak"] == pytest.approx(flop / 1e6)
+
+
+def test_weights_that_every_token_passes(tiny_model: Path) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(tiny_model)
+    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    assert speed.linear_weights(str(tiny_model)) == (layers * (4 * hidden**2 + 2 * hidden * inner), layers, hidden)
+
+
+def test_a_difference_with_its_confidence_interval() -> None:
+    """Welch: means 2 and 1, standard error 0.8165, 4 degrees of freedom, t = 2.776."""
+    assert glue_table.difference([1.0, 2.0, 3.0], [0.0, 1.0, 2.0]) == "+1.0000 (-1.2669 to +3.2669)"
+    assert glue_table.difference([0.5], [0.25]) == "+0.2500"
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_speed(tiny_model: Path, small_glue: Path, tmp_path: Path) -> None:
+    flags = ["--model", tiny_model, "--glue", small_glue, "--task", "sst2", "--batch", 8, "--steps", 5]
+    rows = cells(benchmark("speed.py", *flags, "--precisions", "no", "--json", tmp_path / "t.json"))
+    assert [(row["precision"], row["script"]) for row in rows] == [("fp32", "this script")]
+    row = json.loads((tmp_path / "t.json").read_text())[0]
+    assert 0 <= row["padding"] < 0.5
+    assert row["whole s"] > row["start s"] + row["tokenize s"]
+    assert row["examples/s, step"] > row["examples/s, whole"] == pytest.approx(5 * 8 / row["whole s"])
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_scale(tiny_model: Path) -> None:
+    rows = cells(benchmark("scale.py", "--model", tiny_model, "--sizes", 100, 300, "--steps", 5))
+    assert [row["rows"] for row in rows] == ["100", "100", "300", "300"]
+    assert [row["script"] for row in rows[:2]] == ["this script", "this script, again"]
+    assert all(float(row["step ms"]) > 0 and float(row["saved MB"]) > 0.1 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_table_goes_on_where_it_stopped(tiny_model: Path, small_glue: Path, tmp_path: Path) -> None:
+    settings = ["--setting", "grouped=", "--setting", "random=--no_group_by_length"]
+    flags = ["--model", tiny_model, "--glue", small_glue, "--tasks", "sst2", "--output_dir", tmp_path, *settings]
+    flags += ["--flags", "--max_train_steps 2"]
+    assert cells(benchmark("glue_table.py", *flags, "--seeds", 1))[0]["grouped"].endswith("(1)")
+    first = (tmp_path / "grouped" / "sst2" / "1" / "model.safetensors").stat().st_mtime_ns
+    row = cells(benchmark("glue_table.py", *flags, "--seeds", 1, 2))[0]
+    assert first == (tmp_path / "grouped" / "sst2" / "1" / "model.safetensors").stat().st_mtime_ns
+    results = [json.loads((tmp_path / "grouped" / "sst2" / seed / "all_results.json").read_text()) for seed in "12"]
+    mean = sum(result["eval_accuracy"] for result in results) / 2
+    assert row["grouped"].startswith(f"{mean:.4f} ± ")
+    assert results[1]["seed"] == 2
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "table.md").read_text().count("|") > 10
