@@ -172,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("training").add_argument
     add("--per_device_train_batch_size", type=positive, default=8, metavar="N", help="rows of one device at a time")
-    add("--per_device_eval_batch_size", type=positive, default=32, metavar="N", help="the same in evaluation")
+    add("--per_device_eval_batch_size", type=positive, default=8, metavar="N", help="the same in evaluation")
     add("--gradient_accumulation_steps", type=positive, default=1, metavar="N", help="batches that make one step")
     add("--num_train_epochs", type=count, default=3, metavar="N", help="passes over the data; 0 evaluates only")
     add("--max_train_steps", type=positive, metavar="N", help="stop after N optimizer steps; wins over the epochs")

@@ -29,7 +29,7 @@ COLUMNS = [
     "step ms",
     "peak MB",
     "above model MB",
-    "checkpoint MB",
+    "saved MB",
 ]
 
 

@@ -69,7 +69,7 @@ def test_weights_that_every_token_passes(tiny_model: Path) -> None:
 
 def test_a_difference_with_its_confidence_interval() -> None:
     """Welch: means 2 and 1, standard error 0.8165, 4 degrees of freedom, t = 2.776."""
-    assert glue_table.difference([1.0, 2.0, 3.0], [0.0, 1.0, 2.0]) == "+1.0000 (-1.2669 to +3.2669)"
+    assert glue_table.difference([1.0, 2.0, 3.0], [0.0, 1.0, 2.0]) == "+1.0000 (-1.2670 to +3.2670)"
     assert glue_table.difference([0.5], [0.25]) == "+0.2500"
 
 
