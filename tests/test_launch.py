@@ -68,7 +68,7 @@ def test_a_compiled_model_is_padded_to_few_lengths_and_saved_like_any_other(
     flags += ["--load_best_model_at_end", "--checkpointing_steps", 2]
     ended = launch(*flags, env={"ACCELERATE_DYNAMO_BACKEND": "EAGER", "TORCH_LOGS": "recompiles"})
     assert ended.returncode == 0, ended.stderr
-    assert "input_ids" not in ended.stderr  # nothing is compiled anew for another length
+    assert "size mismatch at index 1" not in ended.stderr  # nothing is compiled anew for another length
     same = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)[1]
     assert not same["missing_keys"]
     assert not same["unexpected_keys"]
