@@ -11,6 +11,7 @@ The training loop is in `main`. Copy this file and change what you like: it impo
 """
 
 import argparse
+import contextlib
 import csv
 import difflib
 import functools
@@ -67,10 +68,18 @@ METRICS = {  # what each task is scored with; the tasks not named here by accura
 
 # --- Arguments
 
+LAUNCHERS = {  # where a launcher says how many processes it has started: where it says which of them this one is
+    "WORLD_SIZE": "RANK",
+    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
+    "PMI_SIZE": "PMI_RANK",
+    "MV2_COMM_WORLD_SIZE": "MV2_COMM_WORLD_RANK",
+    "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",  # srun's; SLURM_NTASKS is also there in a script that sbatch started once
+}
+
 
 def stop(message: str, code: int = 2) -> NoReturn:
     """End the run with one line about something that the user can mend. Of several processes, the first speaks."""
-    if int(os.environ.get("RANK", "0")) != 0:
+    if next((os.environ[rank] for rank in LAUNCHERS.values() if rank in os.environ), "0") != "0":
         time.sleep(2)  # the launcher ends all processes as soon as one has left: let the first finish its sentence
         sys.exit(code)
     write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print  # above a progress bar
@@ -353,6 +362,9 @@ def checkpoints(folder: Path) -> list[Path]:
 if __name__ == "__main__":
     ARGS = parse_args(sys.argv[1:])  # here, so that --help and mistakes need not wait seconds for the imports below
 
+# or torch's C++ warns in each process of what is meant to be so (find_unused_parameters), and of nothing else of use
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 import accelerate
 import datasets
 import evaluate
@@ -367,9 +379,10 @@ from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
     DynamoBackend,
+    GradientAccumulationPlugin,
     broadcast_object_list,
-    gather_object,
     is_torch_xla_available,
     set_seed,
 )
@@ -379,6 +392,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
@@ -841,15 +856,16 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer]:
                 stop(f"--model_name_or_path {args.model_name_or_path}: its tokenizer has no token to pad with")
             tokenizer.pad_token = tokenizer.eos_token
         config.pad_token_id = tokenizer.pad_token_id
-        on_cpu = PartialState().device.type == "cpu"
+        device = PartialState().device
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
             args.model_name_or_path,
             output_loading_info=True,
             config=config,
             dtype=torch.float32,
             ignore_mismatched_sizes=args.ignore_mismatched_sizes,
-            # on the CPU, dropout inside SDPA costs more than the attention matrix it saves
-            attn_implementation=args.attn_implementation or ("eager" if on_cpu else None),
+            # on the CPU, dropout inside SDPA costs more than the attention matrix it saves; on XLA its mask is read
+            # by the host in each step
+            attn_implementation=args.attn_implementation or ("eager" if device.type in ("cpu", "xla") else None),
             use_safetensors=True,  # a pickle could run code
             **source,
         )
@@ -869,7 +885,7 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer]:
                 f'python -c "from transformers import *; {convert}"'
             )
         stop(f"--model_name_or_path {name}: {' '.join(str(error).split())}")
-    if on_cpu:
+    if device.type == "cpu":
         F.dropout = dropout
     for name, parameter in model.named_parameters():
         if task.labels is None and name in loaded["missing_keys"] and parameter.shape == (1,):
@@ -964,14 +980,16 @@ class Progress:
         return {"loss": sum(losses) / len(losses), "learning_rate": rates[-1], "grad_norm": norms[-1]}
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
+def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     """Fine-tune, evaluate and save; returns what is written to all_results.json."""
+    args = args or parse_args(sys.argv[1:])  # `accelerate launch` on a TPU calls `main()` in every process
     accelerator = start_accelerator(args)
     set_seed(args.seed)  # the same new head on every process
     with accelerator.main_process_first():
         splits, task = load_data(args)
-        model, tokenizer = load_model(args, task)
-        args.max_length = fit_length(args.max_length, model, tokenizer)
+    model, tokenizer = load_model(args, task)
+    args.max_length = fit_length(args.max_length, model, tokenizer)
+    with accelerator.main_process_first():
         tokenized = {name: tokenize(split, task, tokenizer, args, name) for name, split in splits.items()}
     data = {name: split for name, (split, _) in tokenized.items()}
     lengths = {name: tokens for name, (_, tokens) in tokenized.items()}
@@ -999,6 +1017,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         eval_loaders[name] = accelerator.prepare(
             DataLoader(in_order, batch_size=args.per_device_eval_batch_size, **loading)
         )
+    accelerator._dataloaders.clear()  # Progress knows where they are; Accelerate, on XLA, fails to save it
 
     num_epochs, max_steps = args.num_train_epochs, args.num_train_epochs * sampler.steps_per_epoch
     if args.max_train_steps:
@@ -1008,9 +1027,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     groups = parameter_groups(model, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, fused=fused)
     warmup_steps = args.num_warmup_steps or math.ceil(args.warmup_ratio * max_steps)
-    lr_scheduler = transformers.get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, max_steps)
+    described = name_model(model)  # before any of its weights live elsewhere
     model, optimizer = accelerator.prepare(model, optimizer)
-    # lr_scheduler is not prepared: it would move once for every process in each step
+    # after `prepare`, which may bring another optimizer, and not prepared: it would move once for every process
+    lr_scheduler = transformers.get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, max_steps)
 
     set_seed(args.seed, device_specific=True)  # dropout differs from one process to the next
     fixed = {name: getattr(args, name) for name in ("seed", "weight_decay", "max_grad_norm", "no_group_by_length")}
@@ -1018,7 +1038,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "global_batch_size": global_batch,
         "schedule": name_schedule(args, warmup_steps, max_steps),
         "data": fingerprint(train_data),
-        "model": name_model(accelerator.unwrap_model(model, keep_torch_compile=False)),
+        "model": described,
     }
     progress = open_run(args, accelerator, model, lr_scheduler, fixed)
     recent: list[tuple] = []  # the steps since the last look at the device: learning rate, loss and gradient norm
@@ -1044,12 +1064,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
                 break
             with accelerator.accumulate(model):
                 loss = model(**batch).loss
+                mean_loss += loss.detach() / args.gradient_accumulation_steps
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
                 optimizer.step()
                 optimizer.zero_grad()
-            mean_loss += loss.detach() / args.gradient_accumulation_steps
             if not accelerator.sync_gradients:
                 continue  # the global batch is not complete
 
@@ -1106,21 +1126,40 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
         logging_to = args.report_to
     # several processes on a machine without an accelerator are one run only if Accelerate is told that it is a CPU run
     no_accelerator = not (torch.accelerator.is_available() or is_torch_xla_available())
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"  # says `accelerate launch`
     try:
+        PartialState(cpu=no_accelerator)
         accelerator = Accelerator(
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            # the plug-in, for DeepSpeed's configuration would win over the number
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.gradient_accumulation_steps),
             mixed_precision=args.mixed_precision,
-            cpu=no_accelerator,
+            cpu=no_accelerator and not deepspeed,  # which Accelerate would not start in a CPU run
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
+            # DDP would sort its buckets anew after the first step, also the first after a resume: other rounding
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=no_accelerator)],
             log_with=logging_to,
             project_dir=args.output_dir,
         )
     except (ValueError, ImportError) as error:  # a precision that this machine has not
-        stop(" ".join(str(error).split()))
+        one_machine = "; on one machine that is 127.0.0.1" if "MASTER_ADDR" in str(error) else ""  # mpirun alone
+        stop(" ".join(str(error).split()) + one_machine)
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 in the matrix products that are not in mixed precision
+    if deepspeed:  # it accumulates and clips itself
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "gradient_clipping": args.max_grad_norm,
+        }
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         stop("--mixed_precision fp16 needs a GPU; on a CPU take bf16 or no")
+    for name in LAUNCHERS:
+        if (started := int(os.environ.get(name) or 1)) > accelerator.num_processes:
+            stop(
+                f"{name} says that {started} processes were started, but each of them would train alone. To make one "
+                f"run of them: `accelerate launch --multi_gpu --num_processes {started}` or `torchrun "
+                f"--nproc_per_node {started}`, on CPUs with ACCELERATE_USE_CPU=true; for {started} runs: unset {name}"
+            )
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
@@ -1144,7 +1183,9 @@ def collator(tokenizer: Tokenizer, args: argparse.Namespace, accelerator: Accele
     """Pads a batch to its longest row, or to a length that makes few shapes where each new shape is compiled."""
     if args.pad_to_max_length or accelerator.device.type == "xla":
         return DataCollatorWithPadding(tokenizer, padding="max_length", max_length=args.max_length)
-    multiple = {"no": None, "fp8": 16}.get(accelerator.mixed_precision, 8)  # what tensor cores want
+    multiple = None
+    if accelerator.device.type != "cpu":  # what tensor cores want
+        multiple = {"no": None, "fp8": 16}.get(accelerator.mixed_precision, 8)
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         multiple = 32
     return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
@@ -1227,7 +1268,7 @@ def predict(
         if stop_signal():
             return None
         labels = batch.pop("labels", None)
-        with torch.inference_mode():
+        with torch.no_grad():  # inference mode is not for XLA
             logits = model(**batch).logits.float()
         rows = (logits,) if labels is None else (logits, labels)
         parts.append(accelerator.gather_for_metrics(rows))
@@ -1351,15 +1392,24 @@ def note_best(
 
 
 def whole_weights(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The weights by the names that the model itself has for them, compiled or not."""
-    return {name.replace("_orig_mod.", ""): weight for name, weight in accelerator.get_state_dict(model).items()}
+    """The weights by their names in the bare model; where each process has a share of them, only the first has all."""
+    weights = accelerator.get_state_dict(model) or {}
+    if accelerator.device.type == "xla":
+        weights = {name: weight.cpu() for name, weight in weights.items()}
+    return {name.replace("_orig_mod.", ""): weight for name, weight in weights.items()}  # torch.compile's addition
 
 
 def load_best(accelerator: Accelerator, args: argparse.Namespace, model: torch.nn.Module) -> None:
     accelerator.wait_for_everyone()
     weights = load_file(Path(args.output_dir) / BEST)
-    inner = accelerator.unwrap_model(model, keep_torch_compile=False)
-    inner.load_state_dict(weights, strict=False)  # tied weights are saved once
+    bare = accelerator.unwrap_model(model, keep_torch_compile=False)
+    whole = contextlib.nullcontext()
+    if hasattr(next(bare.parameters()), "ds_id"):  # DeepSpeed's ZeRO-3: each process has a share of each weight
+        import deepspeed  # Accelerate's own GatheredParameters does nothing unless the model was also made in shares
+
+        whole = deepspeed.zero.GatheredParameters(list(bare.parameters()), modifier_rank=0)
+    with whole:  # not strict: tied weights are saved once
+        set_model_state_dict(bare, weights, options=StateDictOptions(full_state_dict=True, strict=False))
 
 
 def write_predictions(
@@ -1446,9 +1496,10 @@ def open_run(
     folder, checkpoint = Path(args.output_dir), None
     if args.resume_from_checkpoint:
         found = find_checkpoint(args) if accelerator.is_main_process else None
-        checkpoint = broadcast_object_list([found])[0]
+        checkpoint = broadcast_object_list([found and str(found)])[0]  # as text: XLA sends nothing else
         say(f"going on from {checkpoint}" if checkpoint else f"{folder} has no checkpoint yet: this is a first start")
     if checkpoint:
+        checkpoint = Path(checkpoint)
         progress = Progress(**json.loads((checkpoint / "progress.json").read_text(encoding="utf-8")))
         for name, value in settings.items():
             if (was := progress.settings.get(name)) != value:
@@ -1544,7 +1595,9 @@ def together(accelerator: Accelerator, write: Callable[[], object], target: Path
         if not full and not isinstance(error, OSError):
             raise
         failure = f"the disk is full ({error})" if full else str(error)
-    if failures := [text for text in gather_object([failure]) if text]:
+    said = torch.tensor([list((failure or "").encode()[:1000].ljust(1000))], device=accelerator.device)
+    failures = [bytes(row).decode(errors="ignore").strip() for row in accelerator.gather(said).tolist()]
+    if failures := [text for text in failures if text]:
         if target.name.endswith(".partial"):
             shutil.rmtree(target, ignore_errors=True)
         stop(f"{target} could not be written: {failures[0]}. Earlier checkpoints are as they were.", code=1)
@@ -1576,7 +1629,9 @@ def save_checkpoint(
     """Save all that decides what comes next; a thread seals it, so that it is whole before it has its name."""
     settle(accelerator, sealing)
     read_recent(accelerator, progress, recent)
-    if not torch.nn.utils.get_total_norm([weight.detach() for weight in model.parameters()]).isfinite():
+    shares = [getattr(weight, "ds_tensor", weight).detach() for weight in model.parameters()]  # ZeRO-3's, or the whole
+    norm = torch.nn.utils.get_total_norm(shares)
+    if not accelerator.reduce(norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite():
         stop(
             f"step {progress.step}: the weights are not finite; try a lower --learning_rate. "
             "Earlier checkpoints are as they were.",
@@ -1689,10 +1744,9 @@ def finish(
     weights = whole_weights(accelerator, model)
 
     def write() -> None:
-        accelerator.unwrap_model(model, keep_torch_compile=False).save_pretrained(
-            folder, is_main_process=accelerator.is_main_process, state_dict=weights
-        )
         if accelerator.is_main_process:
+            bare = accelerator.unwrap_model(model, keep_torch_compile=False)
+            bare.save_pretrained(folder, state_dict=weights)
             tokenizer.save_pretrained(folder)
             text = json.dumps(results, indent=2, ensure_ascii=False)
             (folder / "all_results.json").write_text(text + "\n", encoding="utf-8")

@@ -3,11 +3,13 @@
     python benchmarks/probe.py OUT.json SCRIPT [the script's flags]
 
 OUT.json: seconds since the process began (`steps`, one per optimizer step), rows, tokens, real tokens and the sum of
-squared lengths of each training forward, seconds of tokenization, evaluation and saving, peak memory in bytes.
+squared lengths of each training forward, seconds of tokenization, evaluation and saving, peak memory in bytes. Of
+several processes, each writes its own: OUT.json.0, OUT.json.1 ...
 """
 
 import functools
 import json
+import os
 import resource
 import runpy
 import sys
@@ -84,7 +86,8 @@ def main() -> None:
             {"rows": len(rows), "tokens": tokens, "real": sum(rows), "squares": sum(n * n for n in rows)}
             for (tokens, _), rows in zip(seen["forwards"], lengths, strict=True)
         ]
-        Path(out).write_text(json.dumps(seen))
+        rank = os.environ.get("RANK")
+        Path(out if rank is None else f"{out}.{rank}").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":

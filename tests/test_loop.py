@@ -5,6 +5,7 @@ import math
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -178,6 +179,20 @@ def test_grouping_by_length_and_padding_flags(
     run(*common, "--output_dir", tmp_path / "random", "--no_group_by_length")
     assert losses(tmp_path / "padded") == pytest.approx(losses(tmp_path / "plain"), abs=1e-5)
     assert losses(tmp_path / "random") != pytest.approx(losses(tmp_path / "plain"), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "length"),
+    [("cpu", "bf16", 5), ("cuda", "no", 5), ("cuda", "bf16", 8), ("cuda", "fp8", 16), ("xla", "no", 32)],
+)
+def test_what_a_batch_is_padded_to(tiny_model: Path, device: str, precision: str, length: int) -> None:
+    """Multiples are what a GPU's tensor cores want, and fixed shapes XLA; elsewhere they are work for nothing."""
+    no_compiler = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=script.DynamoBackend.NO))
+    where = SimpleNamespace(device=torch.device(device), mixed_precision=precision, state=no_compiler)
+    tokenizer = script.AutoTokenizer.from_pretrained(tiny_model)
+    collate = script.collator(tokenizer, SimpleNamespace(pad_to_max_length=False, max_length=32), where)
+    batch = collate([dict(tokenizer("good bad fine")), dict(tokenizer("good"))])
+    assert batch["input_ids"].shape == (2, length)
 
 
 def test_models_are_not_changed_in_evaluation_only(
