@@ -46,31 +46,34 @@ def parse_args() -> argparse.Namespace:
 
 
 def fine_tune(script: Path, flags: list[str], out: Path, folder: Path, precision: str) -> None:
-    """One run; its seconds, of the whole process, are left beside its results."""
+    """One run; the whole process's seconds, on the clock and of CPU time, are left beside its results."""
     out.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"ACCELERATE_MIXED_PRECISION": precision}
     command = [sys.executable, str(script), *flags, "--output_dir", str(out.resolve())]
-    begun = time.perf_counter()
+    begun, before = time.perf_counter(), os.times()
     with open(out / "output.txt", "w") as said:
         code = subprocess.run(command, cwd=folder, env=environment, stdout=said, stderr=said).returncode
     if code:
         sys.exit(f"{shlex.join(command)}\nended with exit code {code}, see {out / 'output.txt'}")
-    (out / "seconds.txt").write_text(f"{time.perf_counter() - begun:.1f}")
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    seconds = {"seconds": time.perf_counter() - begun, "cpu_seconds": cpu}
+    (out / "seconds.json").write_text(json.dumps(seconds))
 
 
 def collect(args: argparse.Namespace, settings: list[str]) -> list[dict[str, Any]]:
-    """A row for each task and setting that has runs: its scores by seed and its mean seconds."""
+    """A row for each task and setting that has runs: its scores by seed and its mean times."""
     rows = []
     for task in args.tasks:
         metric = METRICS.get(task, "accuracy")
         for setting in settings:
             ended = [args.output_dir / setting / task / str(seed) for seed in args.seeds]
-            ended = [run for run in ended if (run / "seconds.txt").exists()]
+            ended = [run for run in ended if (run / "seconds.json").exists()]
             scores = [json.loads((run / "all_results.json").read_text())[f"eval_{metric}"] for run in ended]
-            seconds = [float((run / "seconds.txt").read_text()) for run in ended]
+            times = [json.loads((run / "seconds.json").read_text()) for run in ended]
             if scores:
                 row = {"task": task, "metric": metric, "setting": setting, "scores": scores}
-                rows.append(row | {"seconds": float(np.mean(seconds))})
+                rows.append(row | {name: float(np.mean([time[name] for time in times])) for name in times[0]})
     return rows
 
 
@@ -84,7 +87,9 @@ def difference(ours: list[float], others: list[float]) -> str:
 
 
 def markdown(rows: list[dict[str, Any]], settings: list[str]) -> str:
-    heads = [f"{setting} | seconds" for setting in settings] + [f"{settings[0]} − {name}" for name in settings[1:]]
+    heads = [f"{setting} | seconds (of CPU)" for setting in settings] + [
+        f"{settings[0]} − {name}" for name in settings[1:]
+    ]
     lines = [f"| task | metric | {' | '.join(heads)} |", "|---" * (1 + 3 * len(settings)) + "|"]
     for task in dict.fromkeys(row["task"] for row in rows):
         by = {row["setting"]: row for row in rows if row["task"] == task}
@@ -93,7 +98,7 @@ def markdown(rows: list[dict[str, Any]], settings: list[str]) -> str:
             scores = by[setting]["scores"] if setting in by else []
             spread = f" ± {np.std(scores, ddof=1):.4f}" if len(scores) > 1 else ""
             result = f"{np.mean(scores):.4f}{spread} ({len(scores)})" if scores else ""
-            cells += [result, f"{by[setting]['seconds']:.0f}" if scores else ""]
+            cells += [result, f"{by[setting]['seconds']:.0f} ({by[setting]['cpu_seconds']:.0f})" if scores else ""]
         for setting in settings[1:]:
             both = settings[0] in by and setting in by
             cells.append(difference(by[settings[0]]["scores"], by[setting]["scores"]) if both else "")
@@ -137,7 +142,7 @@ def main() -> None:
         for task in args.tasks:
             for setting in settings:
                 out = args.output_dir / setting / task / str(seed)
-                if (out / "seconds.txt").exists() or time.monotonic() - begun > 60 * args.limit_minutes:
+                if (out / "seconds.json").exists() or time.monotonic() - begun > 60 * args.limit_minutes:
                     continue
                 flags = [*same, "--task_name", task, "--seed", str(seed), *shlex.split(args.flags)]
                 if setting == "peer":

@@ -77,6 +77,8 @@ def contenders(args: argparse.Namespace, precision: str, gpu: bool) -> dict[str,
         best = ["--pad_to_max_length", "false", "--optim", "adamw_torch_fused"]
         best += ["--train_sampling_strategy", "group_by_length"]
         scripts["run_glue.py, best flags"] = args.trainer.resolve(), [*flags, *best]
+        if gpu:
+            scripts["run_glue.py, compiled"] = args.trainer.resolve(), [*flags, *best, "--torch_compile"]
     return scripts
 
 
