@@ -1517,7 +1517,7 @@ def open_run(
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         needed, free = weights * (4 if args.checkpointing_steps else 1), shutil.disk_usage(folder).free
         if free < needed:
-            stop(f"--output_dir {folder}: this run needs {needed / 1e6:,.0f} MB there, {free / 1e6:,.0f} MB are free")
+            stop(f"--output_dir {folder}: this run needs {needed / 1e6:,.1f} MB there, {free / 1e6:,.1f} MB are free")
         for left in folder.glob(".*_*.*"):
             if re.fullmatch(r"\.(step|epoch)_\d+\.(partial|old)", left.name):  # of a run that was killed
                 shutil.rmtree(left)
