@@ -26,6 +26,7 @@ import shutil
 import signal
 import sys
 import time
+import uuid
 import zipfile
 import zlib
 from collections import Counter
@@ -220,7 +221,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--resume_from_checkpoint", metavar="DIR|latest", help="go on from a checkpoint of the same run")
     add("--logging_steps", type=positive, default=10, metavar="N", help="steps between two lines of log.jsonl")
     add("--with_tracking", **switch, help="log to experiment trackers as well")
-    add("--report_to", default="all", metavar="NAME", help="the tracker: tensorboard, wandb ...; all: those installed")
+    add("--report_to", default="all", metavar="NAME", help="tensorboard, wandb, trackio ...; all: those installed")
+    add("--push_to_hub", **switch, help="upload the model and its card after every epoch and at the end")
+    add("--hub_model_id", metavar="NAME", help="where to, such as you/your-model (default: --output_dir's name)")
+    add("--hub_token", metavar="TOKEN", help="(default: that of `hf auth login`, or HF_TOKEN)")
+    add("--hub_private_repo", **switch, help="make a new repository private")
     return parser
 
 
@@ -269,9 +274,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     if args.checkpointing_steps not in (None, "epoch") and not re.fullmatch(r"[1-9]\d*", args.checkpointing_steps):
         stop(f"--checkpointing_steps {args.checkpointing_steps}: takes a number of steps, or epoch")
     needs_folder = ("checkpointing_steps", "save_total_limit", "with_tracking", "resume_from_checkpoint", "do_predict")
-    needs_folder += ("load_best_model_at_end",)
+    needs_folder += ("load_best_model_at_end", "push_to_hub")
     if not args.output_dir and (wanting := [f"--{flag}" for flag in needs_folder if getattr(args, flag)]):
         stop(f"{wanting[0]} needs an --output_dir")
+    for_hub = ("hub_model_id", "hub_token", "hub_private_repo")
+    if not args.push_to_hub and (idle := [f"--{flag}" for flag in for_hub if getattr(args, flag)]):
+        stop(f"{idle[0]} is for --push_to_hub, which is not given")
     if args.output_dir:
         check_output_dir(Path(args.output_dir), args)
     return args
@@ -382,6 +390,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DynamoBackend,
     GradientAccumulationPlugin,
+    LoggerType,
     broadcast_object_list,
     is_torch_xla_available,
     set_seed,
@@ -968,6 +977,8 @@ class Progress:
     best: dict[str, float] = field(default_factory=dict)  # of the best one
     waited: int = 0  # evaluations since
     settings: dict[str, Any] = field(default_factory=dict)  # what a resumed run must not change
+    run: str = field(default_factory=lambda: uuid.uuid4().hex[:8])  # its name for trackers, which a resumed run keeps
+    mark: tuple[int, float] = (0, 0.0)  # the step and the time that speed is counted from
 
     def position(self, sampler: GlobalBatchSampler) -> dict[str, float]:
         return {"step": self.step, "epoch": self.epoch + self.batch / sampler.steps_per_epoch}
@@ -978,6 +989,11 @@ class Progress:
         self.loss_total, self.loss_count = self.loss_total + sum(losses), self.loss_count + len(losses)
         self.recent = []
         return {"loss": sum(losses) / len(losses), "learning_rate": rates[-1], "grad_norm": norms[-1]}
+
+    def rows_per_second(self) -> float:
+        """The speed of training since the epoch began or this was last asked."""
+        (step, begun), self.mark = self.mark, (self.step, time.perf_counter())
+        return (self.step - step) * self.settings["global_batch_size"] / (self.mark[1] - begun)
 
 
 def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
@@ -1058,6 +1074,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
             break
         model.train()
         sampler.start(progress.epoch, progress.batch)
+        progress.mark = (progress.step, time.perf_counter())
         mean_loss = 0.0
         for batch in train_loader:
             if progress.step == max_steps:
@@ -1085,7 +1102,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
                 read_recent(accelerator, progress, recent)
                 line = progress.take_recent()
                 bar.set_postfix(loss=f"{line['loss']:.4f}", lr=f"{line['learning_rate']:.2e}")
-                log(accelerator, args, progress.position(sampler) | line)
+                log(accelerator, args, progress.position(sampler) | line, progress.rows_per_second())
             if checkpoint_steps and progress.step % checkpoint_steps == 0:
                 save(f"step_{progress.step}")
             if stop_signal():
@@ -1118,11 +1135,12 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
     """The devices, the precision and the processes, as the launcher or the flags say."""
     logging_to = None
     if args.with_tracking:
-        installed = [str(tracker) for tracker in get_available_trackers()]
-        if not installed:
-            stop("--with_tracking: no tracker is installed; pip install tensorboard brings one")
-        if args.report_to not in ("all", *installed):
-            stop(f"--report_to {args.report_to}: not installed; installed are: {', '.join(installed)}")
+        known, installed = LoggerType.list(), [str(tracker) for tracker in get_available_trackers()]
+        if args.report_to not in known:
+            stop(f"--report_to {args.report_to}: takes one of {', '.join(known)}{suggestion(args.report_to, known)}")
+        if args.report_to not in ("all", *installed) or not installed:
+            missing = "tensorboard" if args.report_to == "all" else args.report_to
+            stop(f"--report_to {args.report_to}: not installed; pip install {missing} brings it")
         logging_to = args.report_to
     # several processes on a machine without an accelerator are one run only if Accelerate is told that it is a CPU run
     no_accelerator = not (torch.accelerator.is_available() or is_torch_xla_available())
@@ -1526,13 +1544,32 @@ def open_run(
             if (checkpoint / BEST).exists():
                 shutil.copy(checkpoint / BEST, folder / BEST)
         else:
-            files = [folder / name for name in ("log.jsonl", "all_results.json", BEST)]
+            files = [folder / name for name in ("log.jsonl", "all_results.json", BEST, "glue_no_trainer")]
             for old in [*checkpoints(folder), *files]:
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     if args.with_tracking:
-        shown = {flag: value for flag, value in vars(args).items() if isinstance(value, (str, int, float))}
-        accelerator.init_trackers("glue_no_trainer", shown)
+        start_trackers(accelerator, args, progress, resumed=bool(checkpoint))
     return progress
+
+
+def start_trackers(accelerator: Accelerator, args: argparse.Namespace, progress: Progress, resumed: bool) -> None:
+    """Open the trackers with the flags, but for secrets; after a resume they go on with the curves that they have."""
+    folder = Path(args.output_dir) / "glue_no_trainer"
+    same = {"name": f"{Path(args.output_dir).name}-{progress.run}", "resume": "allow"}
+    options = {"wandb": same | {"id": progress.run, "dir": str(folder)}, "trackio": same}
+    if resumed:  # forget what came after the checkpoint
+        options["tensorboard"] = {"purge_step": progress.step}
+    shown = {flag: v for flag, v in vars(args).items() if isinstance(v, (str, int, float)) and "token" not in flag}
+    if accelerator.is_main_process:
+        folder.mkdir(exist_ok=True)
+    try:
+        accelerator.init_trackers("glue_no_trainer", None if resumed else shown, options)
+    except Exception as error:  # each tracker has its own
+        stop(f"--report_to {args.report_to}: {type(error).__name__}: {' '.join(str(error).split())}")
+    if resumed and "tensorboard" in map(str, accelerator.log_with):  # the lines of the checkpoint's own step went too
+        lines = (Path(args.output_dir) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in filter(lambda line: line["step"] == progress.step, map(json.loads, lines)):
+            accelerator.get_tracker("tensorboard").log(line, step=line.pop("step"))
 
 
 def find_checkpoint(args: argparse.Namespace) -> Path | None:
@@ -1602,8 +1639,10 @@ def together(accelerator: Accelerator, write: Callable[[], object], target: Path
         stop(f"{target} could not be written: {failures[0]}. Earlier checkpoints are as they were.", code=1)
 
 
-def log(accelerator: Accelerator, args: argparse.Namespace, line: dict[str, float]) -> None:
-    """One line for log.jsonl and the trackers."""
+def log(
+    accelerator: Accelerator, args: argparse.Namespace, line: dict[str, float], speed: float | None = None
+) -> None:
+    """One line for log.jsonl and the trackers; of the speed, which no two runs share, only the trackers are told."""
     if args.output_dir and accelerator.is_main_process:
         file = Path(args.output_dir) / "log.jsonl"
         try:
@@ -1612,7 +1651,8 @@ def log(accelerator: Accelerator, args: argparse.Namespace, line: dict[str, floa
         except OSError as error:
             stop(f"{file} could not be written: {error}. Checkpoints are as they were.", code=1)
     if args.with_tracking:
-        accelerator.log(line, step=line["step"])
+        extra = {"samples_per_second": speed} if speed else {}
+        accelerator.log({name: value for name, value in line.items() if name != "step"} | extra, step=line["step"])
 
 
 def save_checkpoint(
