@@ -10,11 +10,13 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+from conftest import launch, usage_error
 from hub import Hub
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 REPO = "someone/model"
+TENSORBOARD = ["--with_tracking", "--report_to", "tensorboard"]
 
 
 @pytest.fixture
@@ -123,3 +125,108 @@ def test_the_stand_in_fails_as_it_is_told_and_at_once(hub: Hub, api: HfApi, fold
     assert not pushed.done()
     hub.go.set()
     assert pushed.result(60).oid == api.model_info(REPO).sha
+
+
+def push(hub: Hub, model: Path, *flags: object) -> subprocess.CompletedProcess:
+    """Two epochs of eight steps, with a checkpoint in each, pushed to the stand-in."""
+    flags = (
+        "--model_name_or_path",
+        model,
+        "--push_to_hub",
+        "--checkpointing_steps",
+        6,
+        "--num_train_epochs",
+        2,
+        *flags,
+    )
+    return launch(*flags, env=hub.environment() | {"HF_TOKEN": hub.token})
+
+
+@pytest.mark.slow
+def test_every_epoch_is_pushed_and_checkpoints_are_not(
+    hub: Hub, tiny_model: Path, own_files: list, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / "mine").mkdir(parents=True)
+    for private in (out / "notes.txt", out / "mine" / "data.json"):
+        private.write_text("not for everybody")
+    ended = push(hub, tiny_model, *own_files, "--output_dir", out, "--hub_private_repo", *TENSORBOARD)
+    assert ended.returncode == 0, ended.stderr
+    repo = hub.repos["someone/out"]
+    assert repo["private"]
+    assert [summary for summary, _ in repo["commits"]] == [
+        "Training in progress, epoch 1",
+        "Training in progress, epoch 2",
+        "End of training",
+    ]
+    everything = {"README.md", "config.json", "log.jsonl", "model.safetensors", "tokenizer.json"}
+    everything |= {"tokenizer_config.json", "training_curve.png"}
+    assert set(repo["commits"][0][1]) == everything
+    assert set(repo["files"]) == everything | {"all_results.json"}
+    assert all((out / name).read_bytes() == content for name, content in repo["files"].items())
+    assert 'pipeline("text-classification", "someone/out")' in repo["files"]["README.md"].decode()
+
+
+@pytest.mark.slow
+def test_the_token_is_in_no_body_file_or_message(hub: Hub, tiny_model: Path, own_files: list, tmp_path: Path) -> None:
+    out, said = tmp_path / "out", []
+    for flag in (["--hub_token", hub.token], [f"--hub_token={hub.token}", "--overwrite_output_dir"]):
+        ended = push(hub, tiny_model, *own_files, "--output_dir", out, *flag, "--hub_model_id", "someone/else")
+        assert ended.returncode == 0, ended.stderr
+        said += [ended.stdout, ended.stderr]
+    assert "--hub_token" in (out / "README.md").read_text()
+    assert hub.token not in "".join(said)
+    assert not [file for file in out.rglob("*") if file.is_file() and hub.token.encode() in file.read_bytes()]
+    assert any(request.headers.get("authorization") == f"Bearer {hub.token}" for request in hub.log)
+    for request in hub.log:
+        headers = {name: value for name, value in request.headers.items() if name != "authorization"}
+        assert hub.token not in f"{request.path} {headers} {request.body!r}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["commit", "upload"])
+def test_a_failed_upload_ends_nothing_and_says_how_to_repeat_it(
+    hub: Hub, tiny_model: Path, own_files: list, tmp_path: Path, kind: str
+) -> None:
+    hub.fail(kind, 507)
+    out = tmp_path / "out"
+    ended = push(hub, tiny_model, *own_files, "--output_dir", out)
+    assert ended.returncode == 0, ended.stderr
+    assert (out / "all_results.json").exists()
+    assert not hub.repos["someone/out"]["commits"]
+    warnings = [line for line in ended.stdout.splitlines() if "the upload to someone/out failed: " in line]
+    assert len(warnings) == 3
+    assert all("507" in line for line in warnings)
+    hub.fail(kind, 507, times=0)
+    command = next(line for line in ended.stdout.splitlines() if "to upload it: " in line).split("to upload it: ")[1]
+    program = Path(sys.executable).parent
+    environment = os.environ | hub.environment() | {"HF_TOKEN": hub.token, "PATH": f"{program}:{os.environ['PATH']}"}
+    again = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert {"model.safetensors", "README.md"} <= set(hub.repos["someone/out"]["files"])
+    assert not [name for name in hub.repos["someone/out"]["files"] if "/" in name]
+
+
+@pytest.mark.slow
+def test_a_hub_that_will_not_take_it_is_an_error_before_training(
+    hub: Hub, tiny_model: Path, own_files: list, tmp_path: Path
+) -> None:
+    wrong = {"--hub_token": "hf_of_somebody_else", "--hub_model_id": "not a name"}
+    for flag, value in wrong.items():
+        ended = push(hub, tiny_model, *own_files, "--output_dir", tmp_path / "out", flag, value)
+        assert ended.returncode == 2
+        (line,) = [line for line in ended.stderr.splitlines() if "error: " in line]
+        assert "error: --push_to_hub: " in line
+        assert "step 1" not in ended.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_of_the_hub_that_have_no_use(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    flags = ["--model_name_or_path", "m", "--task_name", "rte"]
+    assert "--push_to_hub needs an --output_dir" in usage_error(capsys, *flags, "--push_to_hub")
+    flags += ["--output_dir", tmp_path]
+    for flag in (["--hub_model_id", "x"], ["--hub_token", "x"], ["--hub_private_repo"]):
+        assert f"{flag[0]} is for --push_to_hub, which is not given" in usage_error(capsys, *flags, *flag)
+    said = usage_error(capsys, *flags, "--push_to_hub", "--hub_token", "hf_a\nhf_b")
+    assert "--hub_token" in said
+    assert "hf_a" not in said
