@@ -1029,6 +1029,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     warmup_steps = args.num_warmup_steps or math.ceil(args.warmup_ratio * max_steps)
     described = name_model(model)  # before any of its weights live elsewhere
     model, optimizer = accelerator.prepare(model, optimizer)
+    final_model = model  # what is evaluated and saved; one that averages the weights would be another
     # after `prepare`, which may bring another optimizer, and not prepared: it would move once for every process
     lr_scheduler = transformers.get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, max_steps)
 
@@ -1047,7 +1048,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     stop_signal = StopSignal(accelerator)
     stop_here = functools.partial(leave, accelerator, args, progress, stop_signal, save, sealing)
     evaluate_now = functools.partial(
-        evaluate_model, accelerator, model, eval_loaders, lengths, task, stop_signal, stop_here
+        evaluate_model, accelerator, final_model, eval_loaders, lengths, task, stop_signal, stop_here
     )
     checkpoint_steps = int(args.checkpointing_steps) if args.checkpointing_steps not in (None, "epoch") else 0
     bar = tqdm(total=max_steps, initial=progress.step, desc="Training", disable=not accelerator.is_main_process)
@@ -1095,7 +1096,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
         progress.epoch, progress.batch = progress.epoch + 1, 0
         log(accelerator, args, progress.results)
         say(scores(progress.results, floor))
-        note_best(accelerator, args, model, progress, metric)
+        note_best(accelerator, args, final_model, progress, metric)
         if args.checkpointing_steps == "epoch":
             save(f"epoch_{progress.epoch - 1}")
 
@@ -1108,10 +1109,10 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     settle(accelerator, sealing)
     if args.load_best_model_at_end and progress.best:
         say(f"the best model is that of step {progress.best['step']}: {metric} {progress.best[f'eval_{metric}']:.4f}")
-        load_best(accelerator, args, model)
+        load_best(accelerator, args, final_model)
     if args.do_predict:
-        write_predictions(accelerator, args, model, eval_loaders, lengths, task)
-    return finish(accelerator, args, model, tokenizer, progress, floor, metric)
+        write_predictions(accelerator, args, final_model, eval_loaders, lengths, task)
+    return finish(accelerator, args, final_model, tokenizer, progress, floor, metric)
 
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
