@@ -1296,16 +1296,26 @@ def evaluate_model(
             stop_here()
         logits, labels = predicted
         if accelerator.is_main_process:
-            if task.labels is None:
-                predictions, loss = logits.squeeze(-1), F.mse_loss(logits.squeeze(-1), labels)
-            else:
-                predictions, loss = logits.argmax(-1), F.cross_entropy(logits, labels)
-            values = compute_metrics(task, predictions.numpy(), labels.numpy()) | {"loss": loss.item()}
+            values = judge(task, logits, labels)
             results |= {f"eval_{metric}{suffix(name)}": value for metric, value in values.items()}
     results = broadcast_object_list([results])[0]
     if not all(math.isfinite(value) for value in results.values()):
         stop(f"the evaluation gave {results}: the weights are broken. Earlier checkpoints are as they were.", code=1)
     return results
+
+
+def judge(task: Task, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """The task's metrics and the loss of logits, [rows, classes], against labels, [rows]."""
+    if task.labels is None:
+        predictions, loss = logits.squeeze(-1), F.mse_loss(logits.squeeze(-1), labels)
+    else:
+        predictions, loss = logits.argmax(-1), F.cross_entropy(logits, labels)
+    return compute_metrics(task, predictions.numpy(), labels.numpy()) | {"loss": loss.item()}
+
+
+def probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Each class's, [rows, classes]."""
+    return logits.softmax(-1)
 
 
 def suffix(split: str) -> str:
@@ -1426,7 +1436,7 @@ def write_predictions(
         logits, _ = predict(accelerator, model, loaders[name], lengths[name], lambda: 0)
         if not accelerator.is_main_process:
             continue
-        shares, chosen = logits.softmax(-1), logits.argmax(-1).tolist()
+        shares, chosen = probabilities(logits), logits.argmax(-1).tolist()
         if not args.task_name:
             file = folder / "predict_results.csv"
             header = [
