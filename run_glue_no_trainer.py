@@ -1058,6 +1058,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     warmup_steps = args.num_warmup_steps or math.ceil(args.warmup_ratio * max_steps)
     described = name_model(model)  # before any of its weights live elsewhere
     model, optimizer = accelerator.prepare(model, optimizer)
+    final_model = model  # what is evaluated and saved; one that averages the weights would be another
     # after `prepare`, which may bring another optimizer, and not prepared: it would move once for every process
     lr_scheduler = transformers.get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, max_steps)
 
@@ -1078,9 +1079,11 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     stop_signal = StopSignal(accelerator)
     stop_here = functools.partial(leave, accelerator, args, progress, stop_signal, save, sealing)
     evaluate_now = functools.partial(
-        evaluate_model, accelerator, model, eval_loaders, lengths, task, stop_signal, stop_here
+        evaluate_model, accelerator, final_model, eval_loaders, lengths, task, stop_signal, stop_here
     )
-    keep = functools.partial(keep_model, accelerator, args, model, tokenizer, task, progress, floor, metric, table)
+    keep = functools.partial(
+        keep_model, accelerator, args, final_model, tokenizer, task, progress, floor, metric, table
+    )
     share = functools.partial(share_model, accelerator, args, task, keep, [])
     checkpoint_steps = int(args.checkpointing_steps) if args.checkpointing_steps not in (None, "epoch") else 0
     bar = progress_bar("Training", total=max_steps, initial=progress.step)
@@ -1129,7 +1132,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
         progress.epoch, progress.batch = progress.epoch + 1, 0
         log(accelerator, args, progress.results)
         say(scores(progress.results, floor))
-        note_best(accelerator, args, model, progress, metric)
+        note_best(accelerator, args, final_model, progress, metric)
         if args.checkpointing_steps == "epoch":
             save(f"epoch_{progress.epoch - 1}")
         if args.push_to_hub:
@@ -1144,9 +1147,9 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     settle(accelerator, sealing)
     if args.load_best_model_at_end and progress.best:
         say(f"the best model is that of step {progress.best['step']}: {metric} {progress.best[f'eval_{metric}']:.4f}")
-        load_best(accelerator, args, model)
+        load_best(accelerator, args, final_model)
     if args.do_predict:
-        write_predictions(accelerator, args, model, eval_loaders, lengths, task)
+        write_predictions(accelerator, args, final_model, eval_loaders, lengths, task)
     return share("End of training", last=True)
 
 
@@ -1351,16 +1354,26 @@ def evaluate_model(
             stop_here()
         logits, labels = predicted
         if accelerator.is_main_process:
-            if task.labels is None:
-                predictions, loss = logits.squeeze(-1), F.mse_loss(logits.squeeze(-1), labels)
-            else:
-                predictions, loss = logits.argmax(-1), F.cross_entropy(logits, labels)
-            values = compute_metrics(task, predictions.numpy(), labels.numpy()) | {"loss": loss.item()}
+            values = judge(task, logits, labels)
             results |= {f"eval_{metric}{suffix(name)}": value for metric, value in values.items()}
     results = broadcast_object_list([results])[0]
     if not all(math.isfinite(value) for value in results.values()):
         stop(f"the evaluation gave {results}: the weights are broken. Earlier checkpoints are as they were.", code=1)
     return results
+
+
+def judge(task: Task, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """The task's metrics and the loss of logits, [rows, classes], against labels, [rows]."""
+    if task.labels is None:
+        predictions, loss = logits.squeeze(-1), F.mse_loss(logits.squeeze(-1), labels)
+    else:
+        predictions, loss = logits.argmax(-1), F.cross_entropy(logits, labels)
+    return compute_metrics(task, predictions.numpy(), labels.numpy()) | {"loss": loss.item()}
+
+
+def probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Each class's, [rows, classes]."""
+    return logits.softmax(-1)
 
 
 def suffix(split: str) -> str:
@@ -1481,7 +1494,7 @@ def write_predictions(
         logits, _ = predict(accelerator, model, loaders[name], lengths[name], lambda: 0, "Predicting")
         if not accelerator.is_main_process:
             continue
-        shares, chosen = logits.softmax(-1), logits.argmax(-1).tolist()
+        shares, chosen = probabilities(logits), logits.argmax(-1).tolist()
         if not args.task_name:
             file = folder / "predict_results.csv"
             header = [
