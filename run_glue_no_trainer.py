@@ -27,6 +27,7 @@ import shlex
 import shutil
 import signal
 import sys
+import textwrap
 import time
 import uuid
 import zipfile
@@ -759,7 +760,7 @@ def tokenize(
         batched=True,
         remove_columns=data.column_names,
         num_proc=workers if workers > 1 else None,
-        desc=f"{f'Tokenizing {name}':16}",
+        desc=f"Tokenizing {name}",
     )
     return data.remove_columns("length"), numbers(data, "length")
 
@@ -794,7 +795,7 @@ def describe(data: dict[str, Dataset], lengths: dict[str, np.ndarray], task: Tas
             largest = sorted(range(len(counts)), key=lambda index: -counts[index])
             shares = ", ".join(f"{task.labels[i]} {counts[i] / len(labels):.1%}" for i in largest[:5])
             shares += f" and {len(counts) - 5} more" * (len(counts) > 5)
-        classes.append(f"{name:{width}}{shares}")
+        classes.append(textwrap.fill(f"{name:{width}}{shares}", 80, subsequent_indent=" " * width))
         tokens = lengths[name]
         middle, high = np.percentile(tokens, [50, 95])
         cut = int((tokens > max_length).sum())
@@ -1218,7 +1219,7 @@ def progress_bar(what: str, **options: Any) -> tqdm:
     """A bar for people: at a terminal, of one process; `options` are tqdm's."""
     width = min(shutil.get_terminal_size().columns, 100)
     shown = PartialState().is_main_process and sys.stderr.isatty()
-    return tqdm(desc=f"{what:16}", ncols=width, disable=not shown, **options)
+    return tqdm(desc=what, ncols=width, disable=not shown, **options)
 
 
 def show(bar: tqdm, line: dict[str, float], speed: float) -> None:
@@ -1531,7 +1532,9 @@ def scores(results: dict[str, float], floor: dict[str, float]) -> str:
         if key.startswith("eval_"):
             name, least = key.removeprefix("eval_"), floor.get(key.replace("eval_", "baseline_"))
             words.append(f"{name} {value:.4f}" + (f" (baseline {least:.4f})" if least is not None else ""))
-    return f"epoch {results['epoch']:g}, step {results['step']}: {', '.join(words)}"
+    line = f"epoch {results['epoch']:g}, step {results['step']}: {', '.join(words)}"
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else len(line) + 1  # one line in a file
+    return textwrap.fill(line, columns, subsequent_indent="    ")
 
 
 # --- Results
@@ -1804,7 +1807,9 @@ def launch_command() -> str:
     this, flags = psutil.Process(), sys.argv[1:]
     lines = [process.cmdline() for process in (this.parent(), this) if process]
     command = next((line for line in lines if flags and line[-len(flags) :] == flags), [sys.executable, *sys.argv])
-    return re.sub(r"(--hub_token[ =])('[^']*'|\S+)", r"\1$HF_TOKEN", shlex.join(command))
+    words, hidden = [re.sub(r"^(--hub_token=).*", r"\1TOKEN", word) for word in command], "TOKEN"
+    words = [hidden if before == "--hub_token" else word for before, word in zip(["", *words], words, strict=False)]
+    return re.sub(r"(--hub_token[ =])TOKEN", r"\1$HF_TOKEN", shlex.join(words))
 
 
 def resume_command() -> str:

@@ -2,10 +2,11 @@
 
 import os
 import random
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -14,6 +15,8 @@ from conftest import launch, usage_error
 from hub import Hub
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
+
+import run_glue_no_trainer as script
 
 REPO = "someone/model"
 TENSORBOARD = ["--with_tracking", "--report_to", "tensorboard"]
@@ -169,13 +172,12 @@ def test_every_epoch_is_pushed_and_checkpoints_are_not(
 
 @pytest.mark.slow
 def test_the_token_is_in_no_body_file_or_message(hub: Hub, tiny_model: Path, own_files: list, tmp_path: Path) -> None:
-    out, said = tmp_path / "out", []
-    for flag in (["--hub_token", hub.token], [f"--hub_token={hub.token}", "--overwrite_output_dir"]):
-        ended = push(hub, tiny_model, *own_files, "--output_dir", out, *flag, "--hub_model_id", "someone/else")
-        assert ended.returncode == 0, ended.stderr
-        said += [ended.stdout, ended.stderr]
-    assert "--hub_token" in (out / "README.md").read_text()
-    assert hub.token not in "".join(said)
+    out = tmp_path / "out"
+    flags = ["--hub_model_id", "someone/else", "--hub_token", hub.token, *TENSORBOARD]
+    ended = push(hub, tiny_model, *own_files, "--output_dir", out, *flags)
+    assert ended.returncode == 0, ended.stderr
+    assert "--hub_token $HF_TOKEN" in (out / "README.md").read_text()
+    assert hub.token not in ended.stdout + ended.stderr
     assert not [file for file in out.rglob("*") if file.is_file() and hub.token.encode() in file.read_bytes()]
     assert any(request.headers.get("authorization") == f"Bearer {hub.token}" for request in hub.log)
     for request in hub.log:
@@ -208,17 +210,38 @@ def test_a_failed_upload_ends_nothing_and_says_how_to_repeat_it(
 
 
 @pytest.mark.slow
-def test_a_hub_that_will_not_take_it_is_an_error_before_training(
+def test_a_token_that_the_hub_does_not_know_is_an_error_before_training(
     hub: Hub, tiny_model: Path, own_files: list, tmp_path: Path
 ) -> None:
-    wrong = {"--hub_token": "hf_of_somebody_else", "--hub_model_id": "not a name"}
-    for flag, value in wrong.items():
-        ended = push(hub, tiny_model, *own_files, "--output_dir", tmp_path / "out", flag, value)
-        assert ended.returncode == 2
-        (line,) = [line for line in ended.stderr.splitlines() if "error: " in line]
-        assert "error: --push_to_hub: " in line
-        assert "step 1" not in ended.stdout
+    ended = push(hub, tiny_model, *own_files, "--output_dir", tmp_path / "out", "--hub_token", "hf_of_somebody_else")
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert "error: --push_to_hub: out could not be made: " in line
+    assert "401" in line
+    assert "step 4" not in ended.stdout
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "why"), [("not a name", "Repo id must"), ("out", "offline mode")])
+def test_a_repository_that_cannot_be_made(
+    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture, name: str, why: str
+) -> None:
+    """The tests are offline, unless they say otherwise."""
+    with pytest.raises(SystemExit) as exit_:
+        run(*own_files, "--output_dir", tmp_path / "out", "--push_to_hub", "--hub_model_id", name)
+    assert exit_.value.code == 2
+    said = capsys.readouterr().err
+    assert f"error: --push_to_hub: {name} could not be made: " in said
+    assert why in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flag", [["--hub_token", "hf_x y"], ["--hub_token=hf_x"], ["--hub_token", "it's"]])
+def test_no_command_that_is_printed_has_a_token(monkeypatch: pytest.MonkeyPatch, flag: list[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["run_glue_no_trainer.py", *flag, "--seed", "1"])
+    command = script.resume_command()
+    assert re.search(r" --hub_token[ =]\$HF_TOKEN --seed 1 --resume_from_checkpoint latest$", command)
+    assert "hf_x" not in command
 
 
 def test_flags_of_the_hub_that_have_no_use(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
