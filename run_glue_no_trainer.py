@@ -787,21 +787,27 @@ def describe(data: dict[str, Dataset], lengths: dict[str, np.ndarray], task: Tas
     for name, dataset in data.items():
         labels = numbers(dataset, "labels") if "labels" in dataset.column_names else None
         if labels is None:
-            shares = "to be predicted"
+            shares = ["to be predicted"]
         elif task.labels is None:
-            shares = f"{labels.min():.3g} to {labels.max():.3g}, mean {labels.mean():.3g}"
+            shares = [f"{labels.min():.3g} to {labels.max():.3g}", f"mean {labels.mean():.3g}"]
         else:
             counts = np.bincount(labels, minlength=len(task.labels))
             largest = sorted(range(len(counts)), key=lambda index: -counts[index])
-            shares = ", ".join(f"{task.labels[i]} {counts[i] / len(labels):.1%}" for i in largest[:5])
-            shares += f" and {len(counts) - 5} more" * (len(counts) > 5)
-        classes.append(textwrap.fill(f"{name:{width}}{shares}", 80, subsequent_indent=" " * width))
+            shares = [f"{task.labels[i]} {counts[i] / len(labels):.1%}" for i in largest[:5]]
+            shares += [f"and {len(counts) - 5} more"] * (len(counts) > 5)
+        classes.append(fit([f"{name:{width}}{shares[0]}", *shares[1:]], 80, width))
         tokens = lengths[name]
         middle, high = np.percentile(tokens, [50, 95])
         cut = int((tokens > max_length).sum())
         lines.append(f"{name:{width}}{len(tokens):>9,}{middle:>18.0f}{high:>7.0f}{tokens.max():>8,}{cut:>8,}")
     text = f"text: {' + '.join(task.text_columns)}, cut at {max_length} tokens; labels:"
     return "\n".join([*lines, text, *classes])
+
+
+def fit(parts: Sequence[str], columns: int, indent: int) -> str:
+    """The parts with commas between them, in lines of so many columns that break between two of them."""
+    whole = ", ".join(part.replace(" ", "\0") for part in parts)
+    return textwrap.fill(whole, columns, subsequent_indent=" " * indent, break_long_words=False).replace("\0", " ")
 
 
 @dataclass(eq=False)
@@ -1532,9 +1538,9 @@ def scores(results: dict[str, float], floor: dict[str, float]) -> str:
         if key.startswith("eval_"):
             name, least = key.removeprefix("eval_"), floor.get(key.replace("eval_", "baseline_"))
             words.append(f"{name} {value:.4f}" + (f" (baseline {least:.4f})" if least is not None else ""))
-    line = f"epoch {results['epoch']:g}, step {results['step']}: {', '.join(words)}"
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else len(line) + 1  # one line in a file
-    return textwrap.fill(line, columns, subsequent_indent="    ")
+    words[:1] = [f"epoch {results['epoch']:g}, step {results['step']}: {''.join(words[:1])}"]
+    # in a file it stays one line
+    return fit(words, shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000, 4)
 
 
 # --- Results
@@ -1807,8 +1813,8 @@ def launch_command() -> str:
     this, flags = psutil.Process(), sys.argv[1:]
     lines = [process.cmdline() for process in (this.parent(), this) if process]
     command = next((line for line in lines if flags and line[-len(flags) :] == flags), [sys.executable, *sys.argv])
-    words, hidden = [re.sub(r"^(--hub_token=).*", r"\1TOKEN", word) for word in command], "TOKEN"
-    words = [hidden if before == "--hub_token" else word for before, word in zip(["", *words], words, strict=False)]
+    words = [re.sub(r"^(--hub_token=).*", r"\1TOKEN", word) for word in command]
+    words = ["TOKEN" if before == "--hub_token" else word for before, word in zip(["", *words], words, strict=False)]
     return re.sub(r"(--hub_token[ =])TOKEN", r"\1$HF_TOKEN", shlex.join(words))
 
 
