@@ -2049,9 +2049,8 @@ def summary(args: argparse.Namespace, results: dict[str, Any], task: Task) -> st
     if "train_runtime" in results:
         minutes, seconds = divmod(round(results["train_runtime"]), 60)
         rate = results["train_samples_per_second"]
-        lines.append(
-            f"{results['step']} steps in {minutes} min {seconds} s, {rate:g} rows a second, evaluations included"
-        )
+        steps = f"{results['step']} step" + "s" * (results["step"] != 1)
+        lines.append(f"{steps} in {minutes} min {seconds} s, {rate:g} rows a second, evaluations included")
     if not args.output_dir:
         return "\n".join([*lines, "nothing is saved without an --output_dir"])
     there = "model and results" + ", checkpoints" * bool(args.checkpointing_steps) + ", predictions" * args.do_predict

@@ -69,23 +69,10 @@ def test_the_cards_snippet_runs_as_printed(run: Callable, tmp_path: Path, pairs:
     assert ("text_pair" in snippet(tmp_path / "out")) == pairs
 
 
-def test_a_card_of_glue_names_the_data_set_and_both_of_mnlis_scores(run: Callable, tmp_path: Path) -> None:
-    folder = tmp_path / "glue" / "mnli"
-    folder.mkdir(parents=True)
-    for split in ("train", "validation_matched", "validation_mismatched"):
-        rows = [("good", "bad" * (n % 3), n % 3) for n in range(12)]
-        write_csv(folder / f"{split}.csv", ["premise", "hypothesis", "label"], rows)
-    names = {split: f"mnli/{split}.csv" for split in ("train", "validation_matched", "validation_mismatched")}
-    files = "".join(f"  - split: {split}\n    path: {path}\n" for split, path in names.items())
-    classes = "".join(
-        f"          '{n}': {name}\n" for n, name in enumerate(("entailment", "neutral", "contradiction"))
-    )
-    columns = "".join(f"  - name: {name}\n    dtype: string\n" for name in ("premise", "hypothesis"))
-    (tmp_path / "glue" / "README.md").write_text(
-        f"---\nconfigs:\n- config_name: mnli\n  data_files:\n{files}dataset_info:\n- config_name: mnli\n  features:\n"
-        f"{columns}  - name: label\n    dtype:\n      class_label:\n        names:\n{classes}---\n"
-    )
-    flags = ["--dataset_name", tmp_path / "glue", "--task_name", "mnli", "--max_train_steps", 1]
+def test_a_card_of_glue_names_the_data_set_and_both_of_mnlis_scores(
+    run: Callable, made_glue: Path, tmp_path: Path
+) -> None:
+    flags = ["--dataset_name", made_glue, "--task_name", "mnli", "--max_train_steps", 1]
     run(*flags, "--output_dir", tmp_path / "out")
     data = ModelCard.load(tmp_path / "out" / "README.md").data
     assert data.datasets == ["nyu-mll/glue"]
