@@ -1077,8 +1077,6 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
         "data": fingerprint(train_data),
         "model": described,
     }
-    if args.push_to_hub and accelerator.is_main_process:
-        make_repository(args)
     progress = open_run(args, accelerator, model, lr_scheduler, fixed)
     recent: list[tuple] = []  # the steps since the last look at the device: learning rate, loss and gradient norm
     sealing: list[tuple[Future, Path]] = []  # the checkpoint that a thread is flushing to the disk
@@ -1088,9 +1086,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     evaluate_now = functools.partial(
         evaluate_model, accelerator, final_model, eval_loaders, lengths, task, stop_signal, stop_here
     )
-    keep = functools.partial(
-        keep_model, accelerator, args, final_model, tokenizer, task, progress, floor, metric, table
-    )
+    keep = functools.partial(keep_model, accelerator, args, tokenizer, task, progress, floor, metric, table)
     share = functools.partial(share_model, accelerator, args, task, keep, [])
     checkpoint_steps = int(args.checkpointing_steps) if args.checkpointing_steps not in (None, "epoch") else 0
     bar = progress_bar("Training", total=max_steps, initial=progress.step)
@@ -1143,7 +1139,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
         if args.checkpointing_steps == "epoch":
             save(f"epoch_{progress.epoch - 1}")
         if args.push_to_hub:
-            share(f"Training in progress, epoch {progress.epoch}")
+            share(final_model, f"Training in progress, epoch {progress.epoch}")
 
     bar.close()
     if not progress.results:  # --num_train_epochs 0
@@ -1157,7 +1153,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
         load_best(accelerator, args, final_model)
     if args.do_predict:
         write_predictions(accelerator, args, final_model, eval_loaders, lengths, task)
-    return share("End of training", last=True)
+    return share(final_model, "End of training", last=True)
 
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
@@ -1570,6 +1566,8 @@ def open_run(
     progress = Progress(settings=settings)
     if not args.output_dir:
         return progress
+    if args.push_to_hub and accelerator.is_main_process:
+        make_repository(args)
     folder, checkpoint = Path(args.output_dir), None
     if args.resume_from_checkpoint:
         found = find_checkpoint(args) if accelerator.is_main_process else None
@@ -1842,13 +1840,13 @@ def all_results(args: argparse.Namespace, progress: Progress, floor: dict[str, f
 def keep_model(
     accelerator: Accelerator,
     args: argparse.Namespace,
-    model: torch.nn.Module,
     tokenizer: Tokenizer,
     task: Task,
     progress: Progress,
     floor: dict[str, float],
     metric: str,
     table: str,
+    model: torch.nn.Module,
     last: bool,
 ) -> dict[str, Any]:
     """Save the model and its card, and at the `last` all_results.json, if there is a folder; returns the results."""
@@ -2079,12 +2077,13 @@ def share_model(
     task: Task,
     keep: Callable[..., dict[str, Any]],
     uploads: list[Future],
+    model: torch.nn.Module,
     message: str,
     last: bool = False,
 ) -> dict[str, Any]:
     """Save the model; with --push_to_hub upload it in a thread. At the `last` sum the run up; returns the results."""
     finish_upload(args, uploads)  # it reads the files that are about to be written
-    results = keep(last=last)
+    results = keep(model, last)
     if args.push_to_hub and accelerator.is_main_process:
         options = {"repo_id": args.hub_model_id, "folder_path": args.output_dir, "token": args.hub_token}
         options |= {"allow_patterns": SHARED, "ignore_patterns": [*NOT_SHARED], "commit_message": message}

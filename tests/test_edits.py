@@ -1,0 +1,428 @@
+"""The patches in examples/edits: each applies, stays small, and does what it says."""
+
+import csv
+import importlib.util
+import itertools
+import json
+import math
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from conftest import ROOT, fresh_accelerate, log_lines, sentences, without_dropout, write_csv
+from safetensors.torch import load_file
+from test_loop import CountSyncs
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, pipeline
+
+import run_glue_no_trainer as script
+
+EDITS = ROOT / "examples" / "edits"
+NAMES = sorted(patch.stem for patch in EDITS.glob("*.patch"))
+IN_MAIN = [name for name in NAMES if name != "several_seeds"]  # which is around it
+STEP = ["--max_train_steps", 1, "--logging_steps", 1, "--max_grad_norm", 0]
+
+
+def apply(name: str, folder: Path, *tool: str) -> Path:
+    """The script in `folder`, with the patch applied to it."""
+    folder.mkdir()
+    file = Path(shutil.copy(ROOT / "run_glue_no_trainer.py", folder))
+    patch = (EDITS / f"{name}.patch").read_text(encoding="utf-8")
+    command = tool or ("git", "apply", "-")
+    ended = subprocess.run(command, input=patch, cwd=folder, capture_output=True, text=True, encoding="utf-8")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert not re.search("fuzz|offset", ended.stdout)
+    return file
+
+
+def parts(name: str) -> tuple[list[str], list[str], int]:
+    """A patch's reason, the lines that it adds, and the number of its hunks."""
+    lines = (EDITS / f"{name}.patch").read_text(encoding="utf-8").splitlines()
+    begin = next(index for index, line in enumerate(lines) if line.startswith("diff --git"))
+    added = [line[1:] for line in lines if line.startswith("+") and not line.startswith("+++")]
+    return lines[:begin], added, sum(line.startswith("@@") for line in lines)
+
+
+def test_there_are_twelve() -> None:
+    assert len(NAMES) >= 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_patch_is_small_and_clean(name: str, tmp_path: Path) -> None:
+    reason, added, hunks = parts(name)
+    assert len(reason) == 2
+    assert all(60 < len(line) < 120 for line in reason)
+    assert len(added) <= 15
+    assert hunks <= 3
+    assert not [line for line in added if re.search(r"\.cuda\(|\.item\(\)(?!})|;\s*$", line)] or name == "multi_label"
+    file = apply(name, tmp_path / "git")
+    assert file.read_bytes() == apply(name, tmp_path / "patch", "patch", "-p1").read_bytes()
+    for command in (["check"], ["format", "--check"]):
+        ruff = [sys.executable, "-m", "ruff", *command, "--config", str(ROOT / "pyproject.toml"), str(file)]
+        ended = subprocess.run(ruff, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout
+
+
+def test_the_table_is_right() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \| (\d+) \|.*\|$", (EDITS / "README.md").read_text(), re.MULTILINE)
+    measured = {name: (len(added), hunks) for name in NAMES for _, added, hunks in [parts(name)]}
+    assert {name: (int(lines), int(hunks)) for name, lines, hunks in rows} == measured
+
+
+@pytest.fixture
+def run_edited(tiny_model: Path, tmp_path: Path) -> Callable[..., dict]:
+    """Run the script, changed by the patch of this name, with these flags on the tiny model; returns its results."""
+    loaded: dict[str, ModuleType] = {}
+
+    def go(name: str, *flags: object) -> dict:
+        if name not in loaded:
+            file = apply(name, tmp_path / f"edited_{name}")
+            spec = importlib.util.spec_from_file_location(f"edited_{name}", file)
+            loaded[name] = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(loaded[name])
+        edited = loaded[name]
+        fresh_accelerate()
+        return edited.main(edited.parse_args(["--model_name_or_path", str(tiny_model), *map(str, flags)]))
+
+    return go
+
+
+@pytest.fixture
+def no_dropout(tiny_model: Path, tmp_path: Path) -> Path:
+    return without_dropout(tiny_model, tmp_path / "no_dropout")
+
+
+@pytest.fixture(scope="module")
+def sure_model(tiny_model: Path, own_files: list, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model without dropout that answers own_files rightly."""
+    folder = tmp_path_factory.mktemp("sure")
+    fresh_accelerate()
+    flags = [*own_files, "--model_name_or_path", str(without_dropout(tiny_model, folder / "start"))]
+    flags += ["--learning_rate", "3e-3", "--num_train_epochs", "6", "--output_dir", str(folder / "model")]
+    assert script.main(script.parse_args(flags))["eval_accuracy"] == 1.0
+    return folder / "model"
+
+
+@pytest.fixture
+def teacher(sure_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One that takes each class for the other: the sure model, with their names exchanged."""
+    shutil.copytree(sure_model, tmp_path / "teacher")
+    config = json.loads((sure_model / "config.json").read_text())
+    config |= {"id2label": {"0": "positive", "1": "negative"}, "label2id": {"positive": 0, "negative": 1}}
+    (tmp_path / "teacher" / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("TEACHER", str(tmp_path / "teacher"))
+    return tmp_path / "teacher"
+
+
+def first_batch(*flags: object) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """The model and the batch that a run with these flags starts with."""
+    args = script.parse_args([str(flag) for flag in flags])
+    splits, task = script.load_data(args)
+    script.set_seed(42)
+    model, tokenizer = script.load_model(args, task)
+    data, lengths = script.tokenize(splits["train"], task, tokenizer, args, "train")
+    rows = next(iter(script.GlobalBatchSampler(len(data), 8, 8, 42, lengths)))
+    return model, dict(tokenizer.pad(data[rows], return_tensors="pt"))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def first_line(folder: Path) -> dict[str, float]:
+    return log_lines(folder)[0]
+
+
+@pytest.mark.parametrize("name", IN_MAIN)
+@pytest.mark.usefixtures("teacher")
+def test_accumulation_bf16_and_going_on_from_a_checkpoint(
+    run_edited: Callable, own_files: list, tmp_path: Path, name: str
+) -> None:
+    """A run that goes on, before and after the evaluation of an epoch, ends in the same bytes."""
+    flags = [*own_files, "--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2]
+    flags += ["--mixed_precision", "bf16", "--max_train_steps", 10, "--learning_rate", 1e-3]
+    results = run_edited(name, *flags, "--output_dir", tmp_path / "whole", "--checkpointing_steps", 7)
+    assert math.isfinite(results["train_loss"])
+    run_edited(name, *flags, "--output_dir", tmp_path / "epochs", "--checkpointing_steps", "epoch")
+    for checkpoint in (tmp_path / "whole" / "step_7", tmp_path / "epochs" / "epoch_0"):
+        resumed = tmp_path / f"from_{checkpoint.name}"
+        run_edited(name, *flags, "--output_dir", resumed, "--resume_from_checkpoint", checkpoint)
+        assert (resumed / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+# AveragedModel asks a number that it keeps on the host
+@pytest.mark.parametrize("name", [name for name in IN_MAIN if name != "ema"])
+@pytest.mark.usefixtures("teacher")
+def test_a_step_does_not_wait_for_the_device(run_edited: Callable, own_files: list, name: str) -> None:
+    counts = []
+    for steps in (2, 2, 7):
+        with CountSyncs() as counter:
+            run_edited(name, *own_files, "--max_train_steps", steps, "--logging_steps", 100)
+        counts.append(counter.count)
+    assert counts[1] == counts[2]  # the first run also fills caches
+
+
+def test_freeze_encoder(run_edited: Callable, own_files: list, tiny_model: Path, tmp_path: Path) -> None:
+    run_edited("freeze_encoder", *own_files, "--learning_rate", 1e-2, "--max_train_steps", 3, "--output_dir", tmp_path)
+    start = first_batch(*own_files, "--model_name_or_path", tiny_model)[0].state_dict()
+    moved = {name for name, weight in weights(tmp_path).items() if not torch.equal(weight, start[name])}
+    assert moved == {"classifier.weight", "classifier.bias"}
+
+
+def test_label_smoothing(
+    run: Callable, run_edited: Callable, own_files: list, sure_model: Path, tmp_path: Path
+) -> None:
+    flags = [*own_files, *STEP, "--model_name_or_path", sure_model]
+    run(*flags, "--output_dir", tmp_path / "plain")
+    run_edited("label_smoothing", *flags, "--output_dir", tmp_path / "smooth")
+    model, batch = first_batch(*own_files, "--model_name_or_path", sure_model)
+    logs = model(**batch).logits.log_softmax(-1)
+    true = F.one_hot(batch["labels"], 2)
+    expected = -((0.9 * true + 0.1 / 2) * logs).sum(-1).mean().item()
+    assert first_line(tmp_path / "smooth")["loss"] == pytest.approx(expected, abs=1e-5)
+    assert first_line(tmp_path / "smooth")["loss"] > first_line(tmp_path / "plain")["loss"] + 0.01
+
+
+def test_focal_loss(run: Callable, run_edited: Callable, no_dropout: Path, tmp_path: Path) -> None:
+    """Thirty rows of one class, twenty of the other: one counts for 50 / 2 / 30, the other for 50 / 2 / 20."""
+    rows = [row for row in sentences(200) if row[1] == 0][:30] + [row for row in sentences(200) if row[1] == 1][:20]
+    train = write_csv(tmp_path / "train.csv", ["text", "label"], [(text, "ab"[label]) for text, label in rows])
+    files = ["--train_file", train, "--validation_file", train, "--model_name_or_path", no_dropout]
+    run(*files, *STEP, "--output_dir", tmp_path / "plain")
+    run_edited("focal_loss", *files, *STEP, "--output_dir", tmp_path / "focal")
+    model, batch = first_batch(*files)
+    probability = model(**batch).logits.softmax(-1)[range(8), batch["labels"]]
+    weight = torch.tensor([50 / 2 / 30, 50 / 2 / 20])[batch["labels"]]
+    assert {0, 1} == set(batch["labels"].tolist())
+    expected = (weight * (1 - probability) ** 2 * -probability.log()).mean().item()
+    assert first_line(tmp_path / "focal")["loss"] == pytest.approx(expected, abs=1e-5)
+    assert first_line(tmp_path / "focal")["loss"] < first_line(tmp_path / "plain")["loss"]
+
+
+def test_layerwise_lr_decay(run_edited: Callable, own_files: list, no_dropout: Path, tmp_path: Path) -> None:
+    """AdamW's first step is as long as the learning rate, wherever there is a gradient: here it shows each one's."""
+    flags = [*own_files, *STEP, "--model_name_or_path", no_dropout, "--checkpointing_steps", 1]
+    run_edited("layerwise_lr_decay", *flags, "--learning_rate", 1e-3, "--output_dir", tmp_path)
+    model, _ = first_batch(*own_files, "--model_name_or_path", no_dropout)
+    ends = weights(tmp_path)
+    below = {"embeddings": 3, "layer.0": 2, "layer.1": 1, "pooler": 0, "classifier": 0}
+    for name, start in model.state_dict().items():
+        if not name.endswith("key.bias"):  # softmax does not see it: its gradient is rounding
+            (depth,) = [depth for part, depth in below.items() if part in name]
+            assert (ends[name] - start).abs().max().item() == pytest.approx(1e-3 * 0.9**depth, rel=0.03), name
+    groups = torch.load(tmp_path / "step_1" / "optimizer.bin")["param_groups"]
+    indices = sorted(index for group in groups for index in group["params"])
+    assert indices == list(range(len(list(model.parameters()))))
+    assert first_line(tmp_path)["learning_rate"] == 1e-3
+
+
+def test_r_drop_without_dropout_is_the_plain_loss(
+    run: Callable, run_edited: Callable, own_files: list, no_dropout: Path, tmp_path: Path
+) -> None:
+    flags = [*own_files, "--model_name_or_path", no_dropout, "--max_train_steps", 3, "--logging_steps", 1]
+    run(*flags, "--output_dir", tmp_path / "plain")
+    run_edited("r_drop", *flags, "--output_dir", tmp_path / "r_drop")
+    plain, same = ([line["loss"] for line in log_lines(tmp_path / name)[:3]] for name in ("plain", "r_drop"))
+    assert same == pytest.approx(plain, abs=1e-5)
+
+
+def test_r_drop(run_edited: Callable, own_files: list, sure_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(sure_model, tmp_path / "start")
+    config = json.loads((sure_model / "config.json").read_text()) | {"hidden_dropout_prob": 0.2}
+    (tmp_path / "start" / "config.json").write_text(json.dumps(config))
+    flags = [*own_files, "--model_name_or_path", tmp_path / "start"]
+    run_edited("r_drop", *flags, *STEP, "--output_dir", tmp_path / "out")
+    model, batch = first_batch(*flags)
+    script.set_seed(42)
+    output = model.train()(**{name: torch.cat([value, value]) for name, value in batch.items()})
+    one, two = output.logits[:8].softmax(-1), output.logits[8:].softmax(-1)
+    divergence = ((one - two) * (one.log() - two.log())).sum(-1).mean() / 2
+    assert divergence.item() > 1e-4
+    expected = (F.cross_entropy(output.logits, batch["labels"].repeat(2)) + divergence).item()
+    assert first_line(tmp_path / "out")["loss"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("cuts", [1, 2])
+def test_fgm(
+    run: Callable, run_edited: Callable, own_files: list, no_dropout: Path, tmp_path: Path, cuts: int
+) -> None:
+    """Each device batch is attacked along its own gradient; at a learning rate of 0, nothing of that is left."""
+    flags = [*own_files, *STEP, "--model_name_or_path", no_dropout, "--learning_rate", 0]
+    flags += ["--per_device_train_batch_size", 8 // cuts, "--gradient_accumulation_steps", cuts]
+    run(*flags, "--output_dir", tmp_path / "plain")
+    run_edited("fgm", *flags, "--output_dir", tmp_path / "fgm")
+    assert (tmp_path / "fgm" / "model.safetensors").read_bytes() == (
+        tmp_path / "plain" / "model.safetensors"
+    ).read_bytes()
+
+    model, batch = first_batch(*own_files, "--model_name_or_path", no_dropout)
+    words = model.bert.embeddings.word_embeddings.weight
+    total = [torch.zeros_like(parameter) for parameter in model.parameters()]
+    for piece in ({name: value.chunk(cuts)[k] for name, value in batch.items()} for k in range(cuts)):
+        clean = torch.autograd.grad(model(**piece).loss, list(model.parameters()))
+        (at,) = (k for k, parameter in enumerate(model.parameters()) if parameter is words)
+        start = words.detach().clone()
+        words.data += clean[at] / clean[at].norm()
+        attacked = torch.autograd.grad(model(**piece).loss, list(model.parameters()))
+        words.data = start
+        total = [sum(each) for each in zip(total, clean, attacked, strict=True)]
+    expected = torch.nn.utils.get_total_norm([gradient / cuts for gradient in total]).item()
+    assert first_line(tmp_path / "fgm")["grad_norm"] == pytest.approx(expected, rel=1e-4)
+    assert first_line(tmp_path / "fgm")["grad_norm"] > 1.5 * first_line(tmp_path / "plain")["grad_norm"]
+
+
+def evaluated(run: Callable, own_files: list, folder: Path) -> float:
+    """The loss of the saved model."""
+    return run(*own_files, "--model_name_or_path", folder, "--num_train_epochs", 0)["eval_loss"]
+
+
+def test_ema(run: Callable, run_edited: Callable, own_files: list, tmp_path: Path) -> None:
+    flags = [*own_files, "--learning_rate", 1e-2, "--max_train_steps", 11, "--checkpointing_steps", 1]
+    results = run_edited("ema", *flags, "--output_dir", tmp_path)
+    average = weights(tmp_path / "step_1")
+    for step in range(2, 12):
+        latest = weights(tmp_path / f"step_{step}")
+        average = {name: 0.99 * average[name] + 0.01 * latest[name] for name in average}
+    saved = weights(tmp_path)
+    assert max((saved[name] - average[name]).abs().max() for name in average) < 1e-6
+    assert max((saved[name] - latest[name]).abs().max() for name in average) > 1e-2
+    assert results["eval_loss"] == pytest.approx(evaluated(run, own_files, tmp_path), abs=1e-6)
+
+
+def test_schedule_free(run: Callable, run_edited: Callable, own_files: list, tmp_path: Path) -> None:
+    """A checkpoint holds y, at which gradients are taken, and z; what is evaluated and saved is their x."""
+    flags = [*own_files, "--learning_rate", 1e-2, "--max_train_steps", 11, "--checkpointing_steps", 11]
+    results = run_edited("schedule_free", *flags, "--logging_steps", 1, "--output_dir", tmp_path)
+    assert {line["learning_rate"] for line in log_lines(tmp_path) if "loss" in line} == {1e-2}
+    saved, y = weights(tmp_path), weights(tmp_path / "step_11")
+    optimizer = torch.load(tmp_path / "step_11" / "optimizer.bin")
+    model, _ = first_batch(*own_files, "--model_name_or_path", tmp_path)
+    ordered = [p for group in script.parameter_groups(model, 0.0) for p in group["params"]]
+    index_of = {id(parameter): index for index, parameter in enumerate(ordered)}
+    for name, parameter in model.named_parameters():
+        z = optimizer["state"][index_of[id(parameter)]]["z"]
+        x = (y[name] - (1 - 0.9) * z) / 0.9
+        assert torch.allclose(saved[name], x, atol=1e-6), name
+    assert max((saved[name] - y[name]).abs().max() for name in y) > 1e-3
+    assert results["eval_loss"] == pytest.approx(evaluated(run, own_files, tmp_path), abs=1e-6)
+
+
+@pytest.mark.usefixtures("teacher")
+def test_distillation(run_edited: Callable, own_files: list, tmp_path: Path) -> None:
+    """The teacher takes each class for the other, and counts them in another order: so does the student."""
+    flags = [*own_files, "--learning_rate", 3e-3, "--num_train_epochs", 6]
+    results = run_edited("distillation", *flags, "--output_dir", tmp_path / "student")
+    assert results["eval_accuracy"] == 0.0
+
+
+def test_distillations_loss(
+    run_edited: Callable, own_files: list, no_dropout: Path, teacher: Path, tmp_path: Path
+) -> None:
+    flags = [*own_files, "--model_name_or_path", no_dropout]
+    run_edited("distillation", *flags, *STEP, "--output_dir", tmp_path / "student")
+    model, batch = first_batch(*flags)
+    output = model(**batch)
+    taught = AutoModelForSequenceClassification.from_pretrained(teacher)(**batch).logits.flip(-1) / 2
+    goal, soft = taught.softmax(-1), (output.logits / 2).softmax(-1)
+    expected = 0.1 * output.loss + 0.9 * 4 * (goal * (goal / soft).log()).sum(-1).mean()
+    assert first_line(tmp_path / "student")["loss"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_lora(
+    run: Callable,
+    run_edited: Callable,
+    own_files: list,
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    flags = [*own_files, "--learning_rate", 1e-2, "--max_train_steps", 3, "--checkpointing_steps", 3]
+    results = run_edited("lora", *flags, "--output_dir", tmp_path)
+    start = first_batch(*own_files, "--model_name_or_path", tiny_model)[0].state_dict()
+    trained, merged, learned = weights(tmp_path / "step_3"), weights(tmp_path), 0
+    for name, weight in trained.items():
+        plain = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
+        if "lora_" in name or ".modules_to_save" in name:
+            learned += weight.numel()
+        else:
+            assert torch.equal(weight, start[plain]), name
+    total = sum(weight.numel() for weight in trained.values())
+    assert f"LoRA trains {learned:,} of {total:,} parameters ({learned / total:.2%})" in capsys.readouterr().out
+
+    assert merged.keys() == start.keys()
+    for name, weight in start.items():
+        path = f"base_model.model.{name.removesuffix('.weight')}"
+        a, b = (trained.get(f"{path}.lora_{letter}.default.weight") for letter in "AB")
+        if name.startswith("classifier"):
+            assert torch.equal(
+                merged[name], trained[f"base_model.model.{name}".replace("r.", "r.modules_to_save.default.")]
+            )
+            assert not torch.equal(merged[name], weight)
+        elif a is not None:
+            assert torch.allclose(merged[name], weight + 2 * b @ a, atol=1e-6)
+            assert not torch.equal(merged[name], weight)
+        else:
+            assert torch.equal(merged[name], weight), name
+    assert not list(tmp_path.glob("adapter*"))
+    assert pipeline("text-classification", str(tmp_path))("good")[0]["label"] in ("positive", "negative")
+    assert results["eval_loss"] == pytest.approx(evaluated(run, own_files, tmp_path), abs=1e-5)
+
+
+def test_several_seeds(run: Callable, own_files: list, tiny_model: Path, tmp_path: Path) -> None:
+    file = apply("several_seeds", tmp_path / "edited")
+    out = tmp_path / "out"
+    flags = [*own_files, "--model_name_or_path", tiny_model, "--learning_rate", 1e-3, "--num_train_epochs", 1]
+    command = [sys.executable, file, *flags, "--output_dir", out]
+    ended = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert sorted(path.name for path in out.iterdir()) == [f"seed_{seed}" for seed in (1, 2, 3, 4, 5)]
+    results = [json.loads((out / f"seed_{seed}" / "all_results.json").read_text()) for seed in (1, 2, 3, 4, 5)]
+    assert [result["seed"] for result in results] == [1, 2, 3, 4, 5]
+    for name in ("eval_accuracy", "eval_macro_f1", "eval_f1", "eval_loss"):
+        values = [result[name] for result in results]
+        spread = f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f} (5 seeds)"
+        assert f"{name}: {spread}" in ended.stdout
+    run(*flags, "--seed", 3, "--output_dir", tmp_path / "alone")
+    alone, third = ((path / "model.safetensors").read_bytes() for path in (tmp_path / "alone", out / "seed_3"))
+    assert alone == third
+
+
+@pytest.mark.parametrize("epochs", [1, 12])
+def test_multi_label(run_edited: Callable, tmp_path: Path, epochs: int) -> None:
+    """Three words are there or not, each with a class of its own; training never sees all of them together."""
+    words = {"good": "praise", "bad": "blame", "fine": "calm"}
+
+    def rows(sets: list[tuple], times: int) -> list[tuple[str, str]]:
+        made = [
+            (" ".join(w if w in chosen else "x" for w in words), "|".join(words[w] for w in chosen)) for chosen in sets
+        ]
+        return [(text, label or "|") for text, label in made] * times
+
+    subsets = [chosen for size in range(4) for chosen in itertools.combinations(words, size)]
+    train = write_csv(tmp_path / "train.csv", ["text", "label"], rows(subsets[:-1], 20))
+    valid = write_csv(tmp_path / "valid.csv", ["text", "label"], rows(subsets, 2))
+    flags = ["--train_file", train, "--validation_file", valid, "--output_dir", tmp_path / "out"]
+    flags += ["--do_predict", "--test_file", valid, "--learning_rate", 3e-3, "--num_train_epochs", epochs]
+    results = run_edited("multi_label", *flags)
+
+    classify = pipeline("text-classification", str(tmp_path / "out"), top_k=None)
+    hits = wrong = missed = 0
+    with open(valid, newline="") as rows, open(tmp_path / "out" / "predict_results.csv", newline="") as predictions:
+        for line, predicted in zip(csv.DictReader(rows), csv.DictReader(predictions), strict=True):
+            answers = {answer["label"]: answer["score"] for answer in classify([line["text"]])[0]}
+            true, said = set(line["label"].split("|")) - {""}, {name for name in answers if answers[name] > 0.5}
+            hits, wrong, missed = hits + len(true & said), wrong + len(said - true), missed + len(true - said)
+            written = {name: float(predicted[f"probability_{name}"]) for name in answers}
+            assert written == pytest.approx(answers, abs=1e-4)
+            assert answers.keys() == set(words.values())
+            assert epochs == 1 or said == true or len(true) == 3
+    assert results["eval_micro_f1"] == pytest.approx(2 * hits / (2 * hits + wrong + missed))
+    if epochs > 1:
+        assert sum(answers.values()) > 1.5  # of the last row: no softmax over the classes
