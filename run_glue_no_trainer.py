@@ -1144,8 +1144,6 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     bar.close()
     if not progress.results:  # --num_train_epochs 0
         progress.results = evaluate_now() | progress.position(sampler)
-        if eval_data:
-            say(scores(progress.results, floor))
     stop_signal.restore()
     settle(accelerator, sealing)
     if args.load_best_model_at_end and progress.best:

@@ -8,10 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
-from conftest import launch, usage_error
+from conftest import TORCHRUN, launch, usage_error
 from hub import Hub
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
@@ -130,7 +131,7 @@ def test_the_stand_in_fails_as_it_is_told_and_at_once(hub: Hub, api: HfApi, fold
     assert pushed.result(60).oid == api.model_info(REPO).sha
 
 
-def push(hub: Hub, model: Path, *flags: object) -> subprocess.CompletedProcess:
+def push(hub: Hub, model: Path, *flags: object, **options: Any) -> subprocess.CompletedProcess:
     """Two epochs of eight steps, with a checkpoint in each, pushed to the stand-in."""
     flags = (
         "--model_name_or_path",
@@ -142,7 +143,7 @@ def push(hub: Hub, model: Path, *flags: object) -> subprocess.CompletedProcess:
         2,
         *flags,
     )
-    return launch(*flags, env=hub.environment() | {"HF_TOKEN": hub.token})
+    return launch(*flags, env=hub.environment() | {"HF_TOKEN": hub.token, "ACCELERATE_USE_CPU": "true"}, **options)
 
 
 @pytest.mark.slow
@@ -174,8 +175,9 @@ def test_every_epoch_is_pushed_and_checkpoints_are_not(
 def test_the_token_is_in_no_body_file_or_message(hub: Hub, tiny_model: Path, own_files: list, tmp_path: Path) -> None:
     out = tmp_path / "out"
     flags = ["--hub_model_id", "someone/else", "--hub_token", hub.token, *TENSORBOARD]
-    ended = push(hub, tiny_model, *own_files, "--output_dir", out, *flags)
+    ended = push(hub, tiny_model, *own_files, "--output_dir", out, *flags, launcher=TORCHRUN)
     assert ended.returncode == 0, ended.stderr
+    assert len(hub.repos["someone/else"]["commits"]) == 3  # one of the processes pushes
     assert "--hub_token $HF_TOKEN" in (out / "README.md").read_text()
     assert hub.token not in ended.stdout + ended.stderr
     assert not [file for file in out.rglob("*") if file.is_file() and hub.token.encode() in file.read_bytes()]
