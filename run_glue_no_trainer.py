@@ -2097,8 +2097,9 @@ def finish_upload(args: argparse.Namespace, uploads: list[Future]) -> None:
     """Wait for an upload that is under way; the run does not depend on whether it succeeds."""
     while uploads:
         if (error := uploads.pop().exception()) is not None:
-            again = ["hf", "upload", args.hub_model_id, args.output_dir, ".", "--exclude", "*/*", "--exclude", ".*"]
-            why = " ".join(str(error.__cause__ or error).split())
+            patterns = [("--include", name) for name in SHARED] + [("--exclude", name) for name in NOT_SHARED]
+            again = ["hf", "upload", args.hub_model_id, args.output_dir, ".", *sum(patterns, ())]
+            why = str(error.__cause__ or error).partition("\n")[0]
             say(
                 f"warning: the upload to {args.hub_model_id} failed: {why}\n"
                 f"the model is in {args.output_dir}; to upload it: {shlex.join(again)}"

@@ -194,6 +194,8 @@ def test_a_failed_upload_ends_nothing_and_says_how_to_repeat_it(
 ) -> None:
     hub.fail(kind, 507)
     out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("not for everybody")
     ended = push(hub, tiny_model, *own_files, "--output_dir", out)
     assert ended.returncode == 0, ended.stderr
     assert (out / "all_results.json").exists()
@@ -207,8 +209,8 @@ def test_a_failed_upload_ends_nothing_and_says_how_to_repeat_it(
     environment = os.environ | hub.environment() | {"HF_TOKEN": hub.token, "PATH": f"{program}:{os.environ['PATH']}"}
     again = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment, timeout=120)
     assert again.returncode == 0, again.stderr
-    assert {"model.safetensors", "README.md"} <= set(hub.repos["someone/out"]["files"])
-    assert not [name for name in hub.repos["someone/out"]["files"] if "/" in name]
+    whole = {"README.md", "all_results.json", "config.json", "log.jsonl", "model.safetensors", "tokenizer.json"}
+    assert set(hub.repos["someone/out"]["files"]) == whole | {"tokenizer_config.json", "training_curve.png"}
 
 
 @pytest.mark.slow
