@@ -17,15 +17,19 @@ import difflib
 import functools
 import glob
 import hashlib
+import importlib.util
 import json
 import math
 import os
+import platform
 import re
 import shlex
 import shutil
 import signal
 import sys
+import textwrap
 import time
+import uuid
 import zipfile
 import zlib
 from collections import Counter
@@ -55,6 +59,8 @@ TEST_FILES = {  # split: its file for GLUE's server; the labels in words where t
 IN_WORDS = ("mnli", "mnli_mm", "qnli", "rte", "ax")
 BEST = "best.safetensors"  # the weights of the best evaluation, while training goes on
 NUMBERS = {"int64": r"[+-]?\d{1,18}", "float64": r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"}  # as labels in a .csv
+SHARED = ["*.safetensors", "*.json", "*.jsonl", "vocab.txt", "merges.txt", "*.model", "README.md", "*.png"]  # uploaded
+NOT_SHARED = ["*/*", ".*", BEST]  # checkpoints, predictions, trackers' logs
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 METRICS = {  # what each task is scored with; the tasks not named here by accuracy
     "cola": ["matthews_correlation"],
@@ -220,7 +226,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--resume_from_checkpoint", metavar="DIR|latest", help="go on from a checkpoint of the same run")
     add("--logging_steps", type=positive, default=10, metavar="N", help="steps between two lines of log.jsonl")
     add("--with_tracking", **switch, help="log to experiment trackers as well")
-    add("--report_to", default="all", metavar="NAME", help="the tracker: tensorboard, wandb ...; all: those installed")
+    add("--report_to", default="all", metavar="NAME", help="tensorboard, wandb, trackio ...; all: those installed")
+    add("--push_to_hub", **switch, help="upload the model and its card after every epoch and at the end")
+    add("--hub_model_id", metavar="NAME", help="where to, such as you/your-model (default: --output_dir's name)")
+    add("--hub_token", metavar="TOKEN", help="(default: that of `hf auth login`, or HF_TOKEN)")
+    add("--hub_private_repo", **switch, help="make a new repository private")
     return parser
 
 
@@ -269,9 +279,14 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     if args.checkpointing_steps not in (None, "epoch") and not re.fullmatch(r"[1-9]\d*", args.checkpointing_steps):
         stop(f"--checkpointing_steps {args.checkpointing_steps}: takes a number of steps, or epoch")
     needs_folder = ("checkpointing_steps", "save_total_limit", "with_tracking", "resume_from_checkpoint", "do_predict")
-    needs_folder += ("load_best_model_at_end",)
+    needs_folder += ("load_best_model_at_end", "push_to_hub")
     if not args.output_dir and (wanting := [f"--{flag}" for flag in needs_folder if getattr(args, flag)]):
         stop(f"{wanting[0]} needs an --output_dir")
+    for_hub = ("hub_model_id", "hub_token", "hub_private_repo")
+    if not args.push_to_hub and (idle := [f"--{flag}" for flag in for_hub if getattr(args, flag)]):
+        stop(f"{idle[0]} is for --push_to_hub, which is not given")
+    if args.hub_token and not re.fullmatch(r"[!-~]+", args.hub_token):
+        stop("--hub_token: a token has no spaces and nothing but ASCII")  # the client would show it in its message
     if args.output_dir:
         check_output_dir(Path(args.output_dir), args)
     return args
@@ -368,6 +383,7 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 import accelerate
 import datasets
 import evaluate
+import huggingface_hub
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -382,12 +398,14 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DynamoBackend,
     GradientAccumulationPlugin,
+    LoggerType,
     broadcast_object_list,
     is_torch_xla_available,
     set_seed,
 )
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset
 from datasets.arrow_writer import ArrowWriter
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy.stats import pearsonr, spearmanr
@@ -763,23 +781,33 @@ def fingerprint(data: Dataset) -> str:
 
 def describe(data: dict[str, Dataset], lengths: dict[str, np.ndarray], task: Task, max_length: int) -> str:
     """A table of what will be trained on: rows, tokens, how many texts are cut, and the shares of the classes."""
-    lines = [f"{'':24}{'rows':>9}  {'tokens: median':>14}{'95 %':>6}{'max':>7}{'cut':>8}   labels"]
+    width = max(map(len, data)) + 2
+    lines = [f"{'':{width}}{'rows':>9}{'tokens: median':>18}{'95 %':>7}{'max':>8}{'cut':>8}"]
+    classes = []
     for name, dataset in data.items():
         labels = numbers(dataset, "labels") if "labels" in dataset.column_names else None
         if labels is None:
-            shares = "to be predicted"
+            shares = ["to be predicted"]
         elif task.labels is None:
-            shares = f"{labels.min():.3g} to {labels.max():.3g}, mean {labels.mean():.3g}"
+            shares = [f"{labels.min():.3g} to {labels.max():.3g}", f"mean {labels.mean():.3g}"]
         else:
             counts = np.bincount(labels, minlength=len(task.labels))
             largest = sorted(range(len(counts)), key=lambda index: -counts[index])
-            shares = ", ".join(f"{task.labels[i]} {counts[i] / len(labels):.1%}" for i in largest[:5])
-            shares += f" and {len(counts) - 5} more" * (len(counts) > 5)
+            shares = [f"{task.labels[i]} {counts[i] / len(labels):.1%}" for i in largest[:5]]
+            shares += [f"and {len(counts) - 5} more"] * (len(counts) > 5)
+        classes.append(fit([f"{name:{width}}{shares[0]}", *shares[1:]], 80, width))
         tokens = lengths[name]
         middle, high = np.percentile(tokens, [50, 95])
         cut = int((tokens > max_length).sum())
-        lines.append(f"{name:24}{len(tokens):>9,}  {middle:>14.0f}{high:>6.0f}{tokens.max():>7,}{cut:>8,}   {shares}")
-    return "\n".join([*lines, f"text: {' + '.join(task.text_columns)}, cut at {max_length} tokens"])
+        lines.append(f"{name:{width}}{len(tokens):>9,}{middle:>18.0f}{high:>7.0f}{tokens.max():>8,}{cut:>8,}")
+    text = f"text: {' + '.join(task.text_columns)}, cut at {max_length} tokens; labels:"
+    return "\n".join([*lines, text, *classes])
+
+
+def fit(parts: Sequence[str], columns: int, indent: int) -> str:
+    """The parts with commas between them, in lines of so many columns that break between two of them."""
+    whole = ", ".join(part.replace(" ", "\0") for part in parts)
+    return textwrap.fill(whole, columns, subsequent_indent=" " * indent, break_long_words=False).replace("\0", " ")
 
 
 @dataclass(eq=False)
@@ -968,6 +996,8 @@ class Progress:
     best: dict[str, float] = field(default_factory=dict)  # of the best one
     waited: int = 0  # evaluations since
     settings: dict[str, Any] = field(default_factory=dict)  # what a resumed run must not change
+    run: str = field(default_factory=lambda: uuid.uuid4().hex[:8])  # its name for trackers, which a resumed run keeps
+    mark: tuple[int, float] = (0, 0.0)  # the step and the time that speed is counted from
 
     def position(self, sampler: GlobalBatchSampler) -> dict[str, float]:
         return {"step": self.step, "epoch": self.epoch + self.batch / sampler.steps_per_epoch}
@@ -978,6 +1008,11 @@ class Progress:
         self.loss_total, self.loss_count = self.loss_total + sum(losses), self.loss_count + len(losses)
         self.recent = []
         return {"loss": sum(losses) / len(losses), "learning_rate": rates[-1], "grad_norm": norms[-1]}
+
+    def rows_per_second(self) -> float:
+        """The speed of training since the epoch began or this was last asked."""
+        (step, begun), self.mark = self.mark, (self.step, time.perf_counter())
+        return (self.step - step) * self.settings["global_batch_size"] / (self.mark[1] - begun)
 
 
 def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
@@ -993,7 +1028,8 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
         tokenized = {name: tokenize(split, task, tokenizer, args, name) for name, split in splits.items()}
     data = {name: split for name, (split, _) in tokenized.items()}
     lengths = {name: tokens for name, (_, tokens) in tokenized.items()}
-    say(describe(data, lengths, task, args.max_length))
+    table = describe(data, lengths, task, args.max_length)
+    say(table)
     train_data = data.get("train", next(iter(data.values())).select([]))  # none, where a model is only to be used
     eval_data = {name: split for name, split in data.items() if name != "train" and not is_test(name)}
     floor = baseline(task, train_data, eval_data) if accelerator.is_main_process else {}
@@ -1050,8 +1086,10 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     evaluate_now = functools.partial(
         evaluate_model, accelerator, final_model, eval_loaders, lengths, task, stop_signal, stop_here
     )
+    keep = functools.partial(keep_model, accelerator, args, tokenizer, task, progress, floor, metric, table)
+    share = functools.partial(share_model, accelerator, args, task, keep, [])
     checkpoint_steps = int(args.checkpointing_steps) if args.checkpointing_steps not in (None, "epoch") else 0
-    bar = tqdm(total=max_steps, initial=progress.step, desc="Training", disable=not accelerator.is_main_process)
+    bar = progress_bar("Training", total=max_steps, initial=progress.step)
 
     while progress.epoch < num_epochs or progress.step < (args.max_train_steps or 0):
         if progress.waited >= (args.early_stopping_patience or math.inf):
@@ -1059,6 +1097,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
             break
         model.train()
         sampler.start(progress.epoch, progress.batch)
+        progress.mark = (progress.step, time.perf_counter())
         mean_loss = 0.0
         for batch in train_loader:
             if progress.step == max_steps:
@@ -1084,9 +1123,9 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
 
             if progress.step % args.logging_steps == 0 or progress.step == max_steps:
                 read_recent(accelerator, progress, recent)
-                line = progress.take_recent()
-                bar.set_postfix(loss=f"{line['loss']:.4f}", lr=f"{line['learning_rate']:.2e}")
-                log(accelerator, args, progress.position(sampler) | line)
+                line, speed = progress.position(sampler) | progress.take_recent(), progress.rows_per_second()
+                show(bar, line, speed)
+                log(accelerator, args, line, speed)
             if checkpoint_steps and progress.step % checkpoint_steps == 0:
                 save(f"step_{progress.step}")
             if stop_signal():
@@ -1099,12 +1138,12 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
         note_best(accelerator, args, final_model, progress, metric)
         if args.checkpointing_steps == "epoch":
             save(f"epoch_{progress.epoch - 1}")
+        if args.push_to_hub:
+            share(final_model, f"Training in progress, epoch {progress.epoch}")
 
     bar.close()
     if not progress.results:  # --num_train_epochs 0
         progress.results = evaluate_now() | progress.position(sampler)
-        if eval_data:
-            say(scores(progress.results, floor))
     stop_signal.restore()
     settle(accelerator, sealing)
     if args.load_best_model_at_end and progress.best:
@@ -1112,18 +1151,19 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
         load_best(accelerator, args, final_model)
     if args.do_predict:
         write_predictions(accelerator, args, final_model, eval_loaders, lengths, task)
-    return finish(accelerator, args, final_model, tokenizer, progress, floor, metric)
+    return share(final_model, "End of training", last=True)
 
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
     """The devices, the precision and the processes, as the launcher or the flags say."""
     logging_to = None
     if args.with_tracking:
-        installed = [str(tracker) for tracker in get_available_trackers()]
-        if not installed:
-            stop("--with_tracking: no tracker is installed; pip install tensorboard brings one")
-        if args.report_to not in ("all", *installed):
-            stop(f"--report_to {args.report_to}: not installed; installed are: {', '.join(installed)}")
+        known, installed = LoggerType.list(), [str(tracker) for tracker in get_available_trackers()]
+        if args.report_to not in known:
+            stop(f"--report_to {args.report_to}: takes one of {', '.join(known)}{suggestion(args.report_to, known)}")
+        if args.report_to not in ("all", *installed) or not installed:
+            missing = "tensorboard" if args.report_to == "all" else args.report_to
+            stop(f"--report_to {args.report_to}: not installed; pip install {missing} brings it")
         logging_to = args.report_to
     # several processes on a machine without an accelerator are one run only if Accelerate is told that it is a CPU run
     no_accelerator = not (torch.accelerator.is_available() or is_torch_xla_available())
@@ -1164,7 +1204,7 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
-    if not accelerator.is_main_process:
+    if not (accelerator.is_main_process and sys.stderr.isatty()):
         datasets.disable_progress_bars()
     return accelerator
 
@@ -1173,6 +1213,24 @@ def say(text: str) -> None:
     """Print above the progress bar, once for all processes."""
     if PartialState().is_main_process:
         tqdm.write(text)
+
+
+def progress_bar(what: str, **options: Any) -> tqdm:
+    """A bar for people: at a terminal, of one process; `options` are tqdm's."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    shown = PartialState().is_main_process and sys.stderr.isatty()
+    return tqdm(desc=what, ncols=width, disable=not shown, **options)
+
+
+def show(bar: tqdm, line: dict[str, float], speed: float) -> None:
+    """The latest loss and learning rate: beside the bar, or where there is none, as in a log file, on a line."""
+    if bar.disable:
+        loss, rate = line["loss"], line["learning_rate"]
+        say(
+            f"step {line['step']} of {bar.total}: loss {loss:.4f}, learning rate {rate:.2e}, {speed:.0f} rows a second"
+        )
+    else:
+        bar.set_postfix(loss=f"{line['loss']:.4f}", lr=f"{line['learning_rate']:.2e}")
 
 
 def by_length(lengths: np.ndarray) -> np.ndarray:
@@ -1257,6 +1315,7 @@ def predict(
     loader: DataLoader,
     lengths: np.ndarray,
     stop_signal: StopSignal,
+    what: str = "Evaluating",
 ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
     """Logits, float32 [rows, classes], and labels, [rows], of every row once, in the order of the file, on the CPU.
 
@@ -1264,7 +1323,7 @@ def predict(
     """
     model.eval()
     parts = []
-    for batch in loader:
+    for batch in progress_bar(what, iterable=loader, leave=False):
         if stop_signal():
             return None
         labels = batch.pop("labels", None)
@@ -1433,7 +1492,7 @@ def write_predictions(
     """predict_results.csv: label and probabilities of every row; for GLUE the files that its server takes."""
     folder = Path(args.output_dir)
     for name in filter(is_test, loaders):
-        logits, _ = predict(accelerator, model, loaders[name], lengths[name], lambda: 0)
+        logits, _ = predict(accelerator, model, loaders[name], lengths[name], lambda: 0, "Predicting")
         if not accelerator.is_main_process:
             continue
         shares, chosen = probabilities(logits), logits.argmax(-1).tolist()
@@ -1473,7 +1532,9 @@ def scores(results: dict[str, float], floor: dict[str, float]) -> str:
         if key.startswith("eval_"):
             name, least = key.removeprefix("eval_"), floor.get(key.replace("eval_", "baseline_"))
             words.append(f"{name} {value:.4f}" + (f" (baseline {least:.4f})" if least is not None else ""))
-    return f"epoch {results['epoch']:g}, step {results['step']}: {', '.join(words)}"
+    words[:1] = [f"epoch {results['epoch']:g}, step {results['step']}: {''.join(words[:1])}"]
+    # in a file it stays one line
+    return fit(words, shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000, 4)
 
 
 # --- Results
@@ -1503,6 +1564,8 @@ def open_run(
     progress = Progress(settings=settings)
     if not args.output_dir:
         return progress
+    if args.push_to_hub and accelerator.is_main_process:
+        make_repository(args)
     folder, checkpoint = Path(args.output_dir), None
     if args.resume_from_checkpoint:
         found = find_checkpoint(args) if accelerator.is_main_process else None
@@ -1537,13 +1600,32 @@ def open_run(
             if (checkpoint / BEST).exists():
                 shutil.copy(checkpoint / BEST, folder / BEST)
         else:
-            files = [folder / name for name in ("log.jsonl", "all_results.json", BEST)]
+            files = [folder / name for name in ("log.jsonl", "all_results.json", BEST, "glue_no_trainer")]
             for old in [*checkpoints(folder), *files]:
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     if args.with_tracking:
-        shown = {flag: value for flag, value in vars(args).items() if isinstance(value, (str, int, float))}
-        accelerator.init_trackers("glue_no_trainer", shown)
+        start_trackers(accelerator, args, progress, resumed=bool(checkpoint))
     return progress
+
+
+def start_trackers(accelerator: Accelerator, args: argparse.Namespace, progress: Progress, resumed: bool) -> None:
+    """Open the trackers with the flags, but for secrets; after a resume they go on with the curves that they have."""
+    folder = Path(args.output_dir) / "glue_no_trainer"
+    same = {"name": f"{Path(args.output_dir).name}-{progress.run}", "resume": "allow"}
+    options = {"wandb": same | {"id": progress.run, "dir": str(folder)}, "trackio": same}
+    if resumed:  # forget what came after the checkpoint
+        options["tensorboard"] = {"purge_step": progress.step}
+    shown = {flag: v for flag, v in vars(args).items() if isinstance(v, (str, int, float)) and "token" not in flag}
+    if accelerator.is_main_process:
+        folder.mkdir(exist_ok=True)
+    try:
+        accelerator.init_trackers("glue_no_trainer", None if resumed else shown, options)
+    except Exception as error:  # each tracker has its own
+        stop(f"--report_to {args.report_to}: {type(error).__name__}: {' '.join(str(error).split())}")
+    if resumed and "tensorboard" in map(str, accelerator.log_with):  # the lines of the checkpoint's own step went too
+        lines = (Path(args.output_dir) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in filter(lambda line: line["step"] == progress.step, map(json.loads, lines)):
+            accelerator.get_tracker("tensorboard").log(line, step=line.pop("step"))
 
 
 def find_checkpoint(args: argparse.Namespace) -> Path | None:
@@ -1613,8 +1695,10 @@ def together(accelerator: Accelerator, write: Callable[[], object], target: Path
         stop(f"{target} could not be written: {failures[0]}. Earlier checkpoints are as they were.", code=1)
 
 
-def log(accelerator: Accelerator, args: argparse.Namespace, line: dict[str, float]) -> None:
-    """One line for log.jsonl and the trackers."""
+def log(
+    accelerator: Accelerator, args: argparse.Namespace, line: dict[str, float], speed: float | None = None
+) -> None:
+    """One line for log.jsonl and the trackers; of the speed, which no two runs share, only the trackers are told."""
     if args.output_dir and accelerator.is_main_process:
         file = Path(args.output_dir) / "log.jsonl"
         try:
@@ -1623,7 +1707,8 @@ def log(accelerator: Accelerator, args: argparse.Namespace, line: dict[str, floa
         except OSError as error:
             stop(f"{file} could not be written: {error}. Checkpoints are as they were.", code=1)
     if args.with_tracking:
-        accelerator.log(line, step=line["step"])
+        extra = {"samples_per_second": speed} if speed else {}
+        accelerator.log({name: value for name, value in line.items() if name != "step"} | extra, step=line["step"])
 
 
 def save_checkpoint(
@@ -1719,25 +1804,23 @@ def leave(
     sys.exit(128 + number)
 
 
-def resume_command() -> str:
-    """The command line that goes on with this run: the launcher's if there is one, else that of this process."""
+def launch_command() -> str:
+    """The command line that started this run, without secrets: the launcher's if there is one."""
     this, flags = psutil.Process(), sys.argv[1:]
     lines = [process.cmdline() for process in (this.parent(), this) if process]
     command = next((line for line in lines if flags and line[-len(flags) :] == flags), [sys.executable, *sys.argv])
+    words = [re.sub(r"^(--hub_token=).*", r"\1TOKEN", word) for word in command]
+    words = ["TOKEN" if before == "--hub_token" else word for before, word in zip(["", *words], words, strict=False)]
+    return re.sub(r"(--hub_token[ =])TOKEN", r"\1$HF_TOKEN", shlex.join(words))
+
+
+def resume_command() -> str:
     gone = r" --(resume_from_checkpoint[ =]('[^']*'|\S+)|overwrite_output_dir([ =](true|false))?)"
-    return re.sub(gone, "", shlex.join(command), flags=re.IGNORECASE) + " --resume_from_checkpoint latest"
+    return re.sub(gone, "", launch_command(), flags=re.IGNORECASE) + " --resume_from_checkpoint latest"
 
 
-def finish(
-    accelerator: Accelerator,
-    args: argparse.Namespace,
-    model: torch.nn.Module,
-    tokenizer: Tokenizer,
-    progress: Progress,
-    floor: dict[str, float],
-    metric: str,
-) -> dict[str, Any]:
-    """Save the model and all_results.json; returns the results."""
+def all_results(args: argparse.Namespace, progress: Progress, floor: dict[str, float], metric: str) -> dict[str, Any]:
+    """What is known about the run: scores, baselines, times, settings, versions."""
     results: dict[str, Any] = progress.results | floor
     if progress.best:
         if args.load_best_model_at_end:
@@ -1746,11 +1829,26 @@ def finish(
         results[f"best_{metric}"] = progress.best[f"eval_{metric}"]
     if progress.step:
         rows, seconds = progress.step * progress.settings["global_batch_size"], time.perf_counter() - progress.begun
-        results["train_loss"] = progress.loss_total / progress.loss_count
+        results["train_loss"] = progress.loss_total / max(progress.loss_count, 1)
         results |= {"train_runtime": round(seconds, 2), "train_samples_per_second": round(rows / seconds, 2)}
-    results |= progress.settings
-    results["versions"] = {m.__name__: m.__version__ for m in (torch, transformers, accelerate, datasets, evaluate)}
-    folder = Path(args.output_dir or "")
+    versions = {m.__name__: m.__version__ for m in (torch, transformers, accelerate, datasets, evaluate)}
+    return results | progress.settings | {"versions": versions}
+
+
+def keep_model(
+    accelerator: Accelerator,
+    args: argparse.Namespace,
+    tokenizer: Tokenizer,
+    task: Task,
+    progress: Progress,
+    floor: dict[str, float],
+    metric: str,
+    table: str,
+    model: torch.nn.Module,
+    last: bool,
+) -> dict[str, Any]:
+    """Save the model and its card, and at the `last` all_results.json, if there is a folder; returns the results."""
+    results, folder = all_results(args, progress, floor, metric), Path(args.output_dir or "")
     weights = whole_weights(accelerator, model)
 
     def write() -> None:
@@ -1758,16 +1856,266 @@ def finish(
             bare = accelerator.unwrap_model(model, keep_torch_compile=False)
             bare.save_pretrained(folder, state_dict=weights)
             tokenizer.save_pretrained(folder)
-            text = json.dumps(results, indent=2, ensure_ascii=False)
-            (folder / "all_results.json").write_text(text + "\n", encoding="utf-8")
+            lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines() if progress.step else []
+            log_lines = [json.loads(line) for line in lines]
+            draw_curve(folder / "training_curve.png", log_lines, task.metrics[0], floor)
+            write_card(accelerator, args, task, results, log_lines, table)
+            if last:
+                text = json.dumps(results, indent=2, ensure_ascii=False)
+                (folder / "all_results.json").write_text(text + "\n", encoding="utf-8")
 
     if args.output_dir:
         together(accelerator, write, folder / "model.safetensors")
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and last:
             (folder / BEST).unlink(missing_ok=True)  # it is the model now
-        say(f"model and results are in {folder}")
-    accelerator.end_training()
     return results
+
+
+def draw_curve(file: Path, lines: list[dict[str, float]], metric: str, floor: dict[str, float]) -> None:
+    """The losses and the task's metric by optimizer step, where matplotlib is installed."""
+    if not importlib.util.find_spec("matplotlib") or not lines:
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, name, label, marker in (
+        (axes[0], "loss", "training loss", ""),
+        (axes[0], "eval_loss", "validation loss", "o"),
+        (axes[1], f"eval_{metric}", metric, "o"),
+    ):
+        steps, values = zip(*[(line["step"], line[name]) for line in lines if name in line] or [((), ())], strict=True)
+        axis.plot(steps, values, marker=marker, label=label)
+        axis.set_xlabel("step")
+    if (least := floor.get(f"baseline_{metric}")) is not None:
+        axes[1].axhline(least, linestyle=":", color="gray", label="baseline")
+    for axis in axes:
+        axis.legend()
+    figure.savefig(file)
+
+
+CARD = """---
+{metadata}
+---
+
+# {name}
+
+{base} fine-tuned on {data}: {columns} → {labels}.
+
+## Results
+
+On the validation data. The baseline always answers the commonest class of the training data, or their mean.
+
+{scores}
+
+## Use
+
+```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", {place})
+print(classify({text}))
+```
+
+## Training
+{curve}
+{epochs}
+
+```
+{table}
+```
+
+```sh
+{command}
+```
+
+{settings}
+"""
+
+
+def write_card(
+    accelerator: Accelerator,
+    args: argparse.Namespace,
+    task: Task,
+    results: dict[str, Any],
+    lines: list[dict[str, float]],
+    table: str,
+) -> None:
+    """README.md in --output_dir: what the model is, its scores, how to use it, how it was made.
+
+    Its metadata are those of https://huggingface.co/docs/hub/model-cards.
+    """
+    folder, base = Path(args.output_dir), args.model_name_or_path
+    name = (args.hub_model_id or folder.absolute().name).split("/")[-1]
+    on_hub = not Path(base).exists()
+    dataset = args.dataset_name if not Path(args.dataset_name or "").exists() else None
+    dataset = "nyu-mll/glue" if args.task_name else dataset
+    files = [Path(file).name for file in args.train_file or args.validation_file or args.test_file or []]
+    data = f"GLUE {args.task_name}" if args.task_name else args.dataset_name or " ".join(files)
+    scores = {key.removeprefix("eval_"): value for key, value in results.items() if key.startswith("eval_")}
+    hub_names = {"pearson": "pearsonr", "macro_f1": "f1"}
+    measured = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=dataset or "own-data",
+            dataset_name=data,
+            dataset_config=args.task_name,
+            dataset_split="validation_mismatched" if metric.endswith("_mm") else "validation",
+            metric_type=hub_names.get(metric.removesuffix("_mm"), metric.removesuffix("_mm")),
+            metric_name=metric,
+            metric_value=round(value, 4),
+        )
+        for metric, value in scores.items()
+        if "loss" not in metric
+    ]
+    metadata = ModelCardData(
+        model_name=name,
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        base_model=base if on_hub else None,
+        datasets=[dataset] if dataset else None,
+        metrics=sorted({hub_names.get(metric, metric) for metric in task.metrics}),
+        tags=["text-classification", "accelerate"],
+        eval_results=measured or None,
+    )
+    evaluations = []
+    for line in (line for line in lines if "eval_loss" in line):
+        trained = [before["loss"] for before in lines if "loss" in before and before["step"] <= line["step"]]
+        first = {"epoch": line["epoch"], "step": line["step"], "training loss": trained[-1] if trained else None}
+        evaluations.append(first | {key: value for key, value in line.items() if key.startswith("eval_")})
+    flags = ("learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "max_length", "seed")
+    settings = {flag: getattr(args, flag) for flag in flags} | {
+        "global batch": results["global_batch_size"],
+        "optimizer": "AdamW, betas 0.9 and 0.999, epsilon 1e-8",
+        "mixed precision": accelerator.mixed_precision,
+        "run on": hardware(accelerator),
+        "seconds": results.get("train_runtime"),
+        "versions": ", ".join(f"{module} {version}" for module, version in results["versions"].items()),
+    }
+    sentence, second = "The parcel came a day early.", "The parcel was late."
+    pair = len(task.text_columns) == 2
+    card = CARD.format(
+        metadata=metadata.to_yaml(),
+        name=name,
+        base=f"[{base}](https://huggingface.co/{base})" if on_hub else Path(base).name,
+        data=data,
+        columns=" + ".join(task.text_columns),
+        labels=", ".join(task.labels) if task.labels else "a number",
+        scores=markdown_table(
+            ["metric", "score", "baseline"],
+            [[key, score, results.get(f"baseline_{key}")] for key, score in scores.items()],
+        ),
+        place=json.dumps(args.hub_model_id or args.output_dir),
+        text=json.dumps({"text": sentence, "text_pair": second} if pair else sentence),
+        curve="\n![Loss and score by step](training_curve.png)\n" if (folder / "training_curve.png").exists() else "",
+        epochs=markdown_table(list(evaluations[0]), [[*row.values()] for row in evaluations]) if evaluations else "",
+        table=table,
+        command=launch_command(),
+        settings=markdown_table(["", ""], [[name, value] for name, value in settings.items()]),
+    )
+    ModelCard(card).save(folder / "README.md")
+
+
+def markdown_table(header: list[str], rows: list[list[Any]]) -> str:
+    def cell(value: Any) -> str:
+        return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
+
+
+def hardware(accelerator: Accelerator) -> str:
+    device = f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})"
+    if accelerator.device.type == "cuda":
+        device = torch.cuda.get_device_name()
+    elif accelerator.device.type != "cpu":
+        device = accelerator.device.type
+    return f"{accelerator.num_processes} × {device}"
+
+
+def summary(args: argparse.Namespace, results: dict[str, Any], task: Task) -> str:
+    """What a person wants to know at the end: scores beside the baseline, time, where everything is, what next."""
+    lines = []
+    scores = {key.removeprefix("eval_"): value for key, value in results.items() if key.startswith("eval_")}
+    if scores:
+        lines.append(f"{'':24}{'score':>10}{'baseline':>10}")
+    for metric, value in scores.items():
+        least = results.get(f"baseline_{metric}")
+        lines.append(f"{metric:24}{value:>10.4f}" + (f"{least:>10.4f}" if least is not None else ""))
+    if "train_runtime" in results:
+        minutes, seconds = divmod(round(results["train_runtime"]), 60)
+        rate = results["train_samples_per_second"]
+        steps = f"{results['step']} step" + "s" * (results["step"] != 1)
+        lines.append(f"{steps} in {minutes} min {seconds} s, {rate:g} rows a second, evaluations included")
+    if not args.output_dir:
+        return "\n".join([*lines, "nothing is saved without an --output_dir"])
+    there = "model and results" + ", checkpoints" * bool(args.checkpointing_steps) + ", predictions" * args.do_predict
+    lines += [f"{there} are in {args.output_dir}"]
+    if not importlib.util.find_spec("matplotlib"):
+        lines.append("no training_curve.png: pip install matplotlib brings one next time")
+    lines.append("next:")
+    ask = "'...'" if len(task.text_columns) == 1 else "{'text': '...', 'text_pair': '...'}"
+    ask = f"pipeline('text-classification', '{args.output_dir}')({ask})"
+    lines.append(f'  python -c "from transformers import pipeline; print({ask})"')
+    if not args.do_predict:
+        rows = f"--task_name {args.task_name}" if args.task_name else "--test_file new.csv"
+        lines.append(
+            f"  python {sys.argv[0]} --model_name_or_path {args.output_dir} --num_train_epochs 0 "
+            f"--do_predict {rows} --output_dir {args.output_dir}/predictions"
+        )
+    if not args.push_to_hub:
+        name = Path(args.output_dir).absolute().name
+        lines.append(f'  hf upload {name} {args.output_dir} . --exclude "*/*"')
+    return "\n".join(lines)
+
+
+def share_model(
+    accelerator: Accelerator,
+    args: argparse.Namespace,
+    task: Task,
+    keep: Callable[..., dict[str, Any]],
+    uploads: list[Future],
+    model: torch.nn.Module,
+    message: str,
+    last: bool = False,
+) -> dict[str, Any]:
+    """Save the model; with --push_to_hub upload it in a thread. At the `last` sum the run up; returns the results."""
+    finish_upload(args, uploads)  # it reads the files that are about to be written
+    results = keep(model, last)
+    if args.push_to_hub and accelerator.is_main_process:
+        options = {"repo_id": args.hub_model_id, "folder_path": args.output_dir, "token": args.hub_token}
+        options |= {"allow_patterns": SHARED, "ignore_patterns": [*NOT_SHARED], "commit_message": message}
+        uploads.append(ThreadPoolExecutor(1).submit(huggingface_hub.upload_folder, **options))
+    if last:
+        finish_upload(args, uploads)
+        say(summary(args, results, task))
+        accelerator.end_training()
+    return results
+
+
+def finish_upload(args: argparse.Namespace, uploads: list[Future]) -> None:
+    """Wait for an upload that is under way; the run does not depend on whether it succeeds."""
+    while uploads:
+        if (error := uploads.pop().exception()) is not None:
+            patterns = [("--include", name) for name in SHARED] + [("--exclude", name) for name in NOT_SHARED]
+            again = ["hf", "upload", args.hub_model_id, args.output_dir, ".", *sum(patterns, ())]
+            why = str(error.__cause__ or error).partition("\n")[0]
+            say(
+                f"warning: the upload to {args.hub_model_id} failed: {why}\n"
+                f"the model is in {args.output_dir}; to upload it: {shlex.join(again)}"
+            )
+
+
+def make_repository(args: argparse.Namespace) -> None:
+    """What --push_to_hub uploads to; made before training, so that a wrong token or name shows at once."""
+    huggingface_hub.utils.disable_progress_bars()
+    name = args.hub_model_id or Path(args.output_dir).absolute().name
+    private = args.hub_private_repo or None  # None: as the account has it
+    try:
+        made = huggingface_hub.create_repo(name, token=args.hub_token, private=private, exist_ok=True)
+    except (huggingface_hub.errors.HTTPError, OSError, ValueError) as error:
+        stop(f"--push_to_hub: {name} could not be made: {' '.join(str(error).split())}")
+    args.hub_model_id = made.repo_id
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the same sums on every machine, and two t
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from datasets import ClassLabel, Dataset, Features, Value
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 import run_glue_no_trainer as script
@@ -96,6 +97,37 @@ def own_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     train = write_csv(folder / "train.csv", ["text", "label"], [(text, names[y]) for text, y in sentences(61)])
     valid = write_csv(folder / "valid.csv", ["text", "label"], [(text, names[y]) for text, y in sentences(23, seed=1)])
     return ["--train_file", str(train), "--validation_file", str(valid)]
+
+
+@pytest.fixture(scope="session")
+def made_glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All tasks in the layout of nyu-mll/glue, 12 rows a split, 11 in the test splits, which have no labels."""
+    root = tmp_path_factory.mktemp("made_glue")
+    nli = ["entailment", "neutral", "contradiction"]
+    two = ["entailment", "not_entailment"]
+    names = {"mnli": nli, "ax": nli, "qnli": two, "rte": two} | dict.fromkeys(["mrpc", "qqp"], ["no", "yes"])
+    yaml = "---\nconfigs:\n"
+    for task in [*script.GLUE, "ax"]:
+        columns = script.GLUE.get(task, ["premise", "hypothesis"])
+        label = (
+            Value("float32") if task == "stsb" else ClassLabel(names=names.get(task, ["unacceptable", "acceptable"]))
+        )
+        features = Features({name: Value("string") for name in columns} | {"label": label, "idx": Value("int32")})
+        splits = {"train": 12, "validation": 12, "test": 11}
+        if task == "mnli":
+            splits = {"train": 12} | {
+                f"{split}_{kind}matched": 11 for split in ("validation", "test") for kind in ("", "mis")
+            }
+        yaml += f"- config_name: {task}\n  data_files:\n"
+        (root / task).mkdir()
+        for split, rows in ({"test": 11} if task == "ax" else splits).items():
+            texts = [text for text, _ in sentences(rows)]
+            labels = [-1] * rows if split.startswith("test") else [row % 2 for row in range(rows)]
+            data = dict.fromkeys(columns, texts) | {"label": labels, "idx": range(rows)}
+            Dataset.from_dict(data, features=features).to_parquet(root / task / f"{split}-00000-of-00001.parquet")
+            yaml += f"  - split: {split}\n    path: {task}/{split}-*\n"
+    (root / "README.md").write_text(yaml + "---\n")
+    return root
 
 
 def fresh_accelerate() -> None:

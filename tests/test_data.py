@@ -165,10 +165,12 @@ def test_tokenize_cuts_and_keeps_the_full_length(tiny_model: Path) -> None:
 def test_describe(tiny_model: Path) -> None:
     data, lengths = tokens(tiny_model, ["good", "good " * 6, "good " * 7, "bad bad"])
     task = script.Task(["accuracy"], ["a"], ["y", "n"], ["y", "n"])
-    header, row, last = script.describe({"train": data}, {"train": lengths}, task, 8).splitlines()
-    assert row.split() == ["train", "4", "6", "9", "9", "1", "y", "50.0%,", "n", "50.0%"]
-    assert header.split()[-3:] == ["max", "cut", "labels"]
-    assert last == "text: a, cut at 8 tokens"
+    header, row, text, classes = script.describe({"train": data}, {"train": lengths}, task, 8).splitlines()
+    assert row.split() == ["train", "4", "6", "9", "9", "1"]
+    assert header.split() == ["rows", "tokens:", "median", "95", "%", "max", "cut"]
+    assert text == "text: a, cut at 8 tokens; labels:"
+    assert classes.split() == ["train", "y", "50.0%,", "n", "50.0%"]
+    assert max(map(len, (header, row))) < 80
 
 
 def order(

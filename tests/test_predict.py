@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import log_lines, sentences, write_csv
-from datasets import ClassLabel, Dataset, Features, Value
 from safetensors.torch import load_file
 from transformers import pipeline
 
@@ -91,37 +90,6 @@ def test_a_label_that_the_model_does_not_know_is_refused(
     with pytest.raises(SystemExit):
         run("--model_name_or_path", trained, "--validation_file", valid, "--num_train_epochs", 0)
     assert "row 2 of the validation data has the label 'nasty'" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def made_glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All tasks in the layout of nyu-mll/glue, 12 rows a split, 11 in the test splits, which have no labels."""
-    root = tmp_path_factory.mktemp("made_glue")
-    nli = ["entailment", "neutral", "contradiction"]
-    two = ["entailment", "not_entailment"]
-    names = {"mnli": nli, "ax": nli, "qnli": two, "rte": two} | dict.fromkeys(["mrpc", "qqp"], ["no", "yes"])
-    yaml = "---\nconfigs:\n"
-    for task in [*script.GLUE, "ax"]:
-        columns = script.GLUE.get(task, ["premise", "hypothesis"])
-        label = (
-            Value("float32") if task == "stsb" else ClassLabel(names=names.get(task, ["unacceptable", "acceptable"]))
-        )
-        features = Features({name: Value("string") for name in columns} | {"label": label, "idx": Value("int32")})
-        splits = {"train": 12, "validation": 12, "test": 11}
-        if task == "mnli":
-            splits = {"train": 12} | {
-                f"{split}_{kind}matched": 11 for split in ("validation", "test") for kind in ("", "mis")
-            }
-        yaml += f"- config_name: {task}\n  data_files:\n"
-        (root / task).mkdir()
-        for split, rows in ({"test": 11} if task == "ax" else splits).items():
-            texts = [text for text, _ in sentences(rows)]
-            labels = [-1] * rows if split.startswith("test") else [row % 2 for row in range(rows)]
-            data = dict.fromkeys(columns, texts) | {"label": labels, "idx": range(rows)}
-            Dataset.from_dict(data, features=features).to_parquet(root / task / f"{split}-00000-of-00001.parquet")
-            yaml += f"  - split: {split}\n    path: {task}/{split}-*\n"
-    (root / "README.md").write_text(yaml + "---\n")
-    return root
 
 
 def test_the_files_for_glues_server(run: Callable, made_glue: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import log_lines, sentences, write_csv
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import run_glue_no_trainer as script
@@ -111,35 +110,6 @@ def test_the_saved_tokenizer_and_model_are_those_of_the_last_step(
     assert AutoTokenizer.from_pretrained(tmp_path)("good bad")["input_ids"]
 
 
-def test_tensorboard(run: Callable, own_files: list, tmp_path: Path) -> None:
-    flags = ["--with_tracking", "--report_to", "tensorboard", "--logging_steps", 2, "--max_train_steps", 6]
-    run(*own_files, *flags, "--output_dir", tmp_path)
-    read = EventAccumulator(str(tmp_path / "glue_no_trainer")).Reload()
-    logged = {line["step"]: line["loss"] for line in log_lines(tmp_path) if "loss" in line}
-    assert {event.step: event.value for event in read.Scalars("loss")} == pytest.approx(logged)
-    assert [event.step for event in read.Scalars("eval_accuracy")] == [6]
-
-
-def test_a_tracker_that_is_not_installed_is_named(
-    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        run(*own_files, "--with_tracking", "--report_to", "comet_ml", "--output_dir", tmp_path / "out")
-    assert exit_.value.code == 2
-    assert "--report_to comet_ml: not installed; installed are: tensorboard" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_tracking_without_any_tracker_is_refused(
-    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(script, "get_available_trackers", list)
-    with pytest.raises(SystemExit) as exit_:
-        run(*own_files, "--with_tracking", "--output_dir", tmp_path / "out")
-    assert exit_.value.code == 2
-    assert "pip install tensorboard" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("precision", ["fp16", "fp8"])
 def test_a_precision_that_is_not_to_be_had_is_named(
     run: Callable, own_files: list, capsys: pytest.CaptureFixture, precision: str
@@ -151,16 +121,3 @@ def test_a_precision_that_is_not_to_be_had_is_named(
         run(*own_files, "--mixed_precision", precision)
     assert exit_.value.code == 2
     assert precision in capsys.readouterr().err.lower()
-
-
-def test_no_token_is_written_anywhere(
-    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    token = "hf_" + "secret" * 5
-    monkeypatch.setenv("HF_TOKEN", token)
-    flags = ["--max_train_steps", 2, "--checkpointing_steps", 1, "--with_tracking", "--report_to", "tensorboard"]
-    run(*own_files, *flags, "--output_dir", tmp_path / "out")
-    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert any("tfevents" in path.name for path in files)
-    assert not [path for path in files if token.encode() in path.read_bytes()]
-    assert token not in "".join(capsys.readouterr())

@@ -1,0 +1,110 @@
+"""The model card and the training curve."""
+
+import contextlib
+import io
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, launch, write_csv
+from huggingface_hub import ModelCard
+
+import run_glue_no_trainer as script
+
+
+def snippet(folder: Path) -> str:
+    (code,) = re.findall(r"```python\n(.+?)```", (folder / "README.md").read_text(), re.DOTALL)
+    return code
+
+
+def test_the_cards_metadata_are_what_the_hub_reads(run: Callable, own_files: list, tmp_path: Path) -> None:
+    results = run(*own_files, "--max_train_steps", 12, "--output_dir", tmp_path / "praise")
+    data = ModelCard.load(tmp_path / "praise" / "README.md").data
+    assert (data.model_name, data.library_name, data.pipeline_tag) == ("praise", "transformers", "text-classification")
+    assert data.metrics == ["accuracy", "f1"]
+    assert data.base_model is None  # a folder of this machine is nothing for the hub
+    assert data.datasets is None
+    scores = {result.metric_name: (result.metric_type, result.metric_value) for result in data.eval_results}
+    assert scores == {
+        "accuracy": ("accuracy", pytest.approx(results["eval_accuracy"], abs=1e-4)),
+        "macro_f1": ("f1", pytest.approx(results["eval_macro_f1"], abs=1e-4)),
+        "f1": ("f1", pytest.approx(results["eval_f1"], abs=1e-4)),
+    }
+
+
+def test_the_card_tells_scores_epochs_command_and_versions(
+    run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["run_glue_no_trainer.py", *own_files, "--output_dir", str(tmp_path / "out")])
+    results = run(*own_files, "--max_train_steps", 12, "--output_dir", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "negative, positive" in card
+    assert f"| accuracy | {results['eval_accuracy']:.4g} | {results['baseline_accuracy']:.4g} |" in card
+    epochs = [line for line in card.splitlines() if re.match(r"\| 1(\.5)? \| (8|12) \|", line)]
+    assert len(epochs) == 2
+    assert "| 1.5 | 12 | " in epochs[1]
+    assert f"run_glue_no_trainer.py {shlex.join(own_files)} --output_dir {tmp_path / 'out'}" in card
+    assert "train                  61" in card.replace("    ", " " * 4) or "train " in card
+    for module, version in results["versions"].items():
+        assert f"{module} {version}" in card
+    assert (tmp_path / "out" / "training_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "training_curve.png" in card
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("numbers", [False, True])
+def test_the_cards_snippet_runs_as_printed(run: Callable, tmp_path: Path, pairs: bool, numbers: bool) -> None:
+    rows = [(f"good {n}", "fine", n % 2 + 0.5 if numbers else "yn"[n % 2]) for n in range(24)]
+    rows = rows if pairs else [(text, label) for text, _, label in rows]
+    header = ["a", "b", "label"] if pairs else ["a", "label"]
+    file = write_csv(tmp_path / "t.csv", header, rows)
+    run("--train_file", file, "--max_train_steps", 1, "--output_dir", tmp_path / "out")
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(snippet(tmp_path / "out"), {})
+    assert "'score': " in said.getvalue()
+    assert ("text_pair" in snippet(tmp_path / "out")) == pairs
+
+
+def test_a_card_of_glue_names_the_data_set_and_both_of_mnlis_scores(
+    run: Callable, made_glue: Path, tmp_path: Path
+) -> None:
+    flags = ["--dataset_name", made_glue, "--task_name", "mnli", "--max_train_steps", 1]
+    run(*flags, "--output_dir", tmp_path / "out")
+    data = ModelCard.load(tmp_path / "out" / "README.md").data
+    assert data.datasets == ["nyu-mll/glue"]
+    measured = [(result.dataset_config, result.dataset_split, result.metric_type) for result in data.eval_results]
+    assert measured == [("mnli", "validation", "accuracy"), ("mnli", "validation_mismatched", "accuracy")]
+
+
+def test_a_model_of_the_hub_is_named_as_the_base(tmp_path: Path) -> None:
+    """Without the hub no run can load one; the card alone does not mind."""
+    script.PartialState()
+    args = script.parse_args(["--model_name_or_path", "bert-base-cased", "--task_name", "rte"])
+    args.output_dir = str(tmp_path)
+    task = script.Task(["accuracy"], ["sentence1", "sentence2"], [0, 1], ["yes", "no"])
+    results = {"eval_accuracy": 0.5, "global_batch_size": 8, "versions": {}}
+    script.write_card(script.Accelerator(), args, task, results, [], "")
+    assert ModelCard.load(tmp_path / "README.md").data.base_model == "bert-base-cased"
+    assert "[bert-base-cased](https://huggingface.co/bert-base-cased)" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_without_matplotlib_there_is_no_curve_and_it_is_said_once(
+    tiny_model: Path, own_files: list, tmp_path: Path
+) -> None:
+    """A folder on the path that hides matplotlib, as an environment without it would."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util\nfound = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'matplotlib' else found(name, *rest)\n"
+    )
+    flags = ["--model_name_or_path", tiny_model, *own_files, "--num_train_epochs", 2, "--output_dir", tmp_path / "out"]
+    ended = launch(*flags, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("pip install matplotlib") == 1
+    assert not (tmp_path / "out" / "training_curve.png").exists()
+    assert "training_curve" not in (tmp_path / "out" / "README.md").read_text()
+    assert json.loads((tmp_path / "out" / "all_results.json").read_text())["step"] == 16

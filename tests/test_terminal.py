@@ -1,0 +1,84 @@
+"""What is seen: at a terminal of 80 columns, and in a log file."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, launch
+
+FLAGS = ["--num_train_epochs", 2, "--logging_steps", 4, "--per_device_eval_batch_size", 2, "--do_predict"]
+
+
+def at_a_terminal(*flags: object, columns: int = 80) -> str:
+    """All that the script writes to a terminal of so many columns."""
+    here, there = pty.openpty()
+    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    command = [sys.executable, str(ROOT / "run_glue_no_trainer.py"), *map(str, flags)]
+    run = subprocess.Popen(command, stdin=there, stdout=there, stderr=there, cwd=ROOT, close_fds=True)
+    os.close(there)
+    said = b""
+    while True:
+        try:
+            said += (read := os.read(here, 65536))
+        except OSError:  # the other end is closed
+            break
+        if not read:
+            break
+    os.close(here)
+    assert run.wait(timeout=60) == 0, said.decode()
+    return said.decode()
+
+
+@pytest.mark.slow
+def test_at_a_terminal(tiny_model: Path, own_files: list, tmp_path: Path) -> None:
+    """A bar for each phase, nothing wider than the terminal but long paths."""
+    flags = ["--model_name_or_path", tiny_model, *own_files, "--test_file", own_files[3], *FLAGS]
+    said = at_a_terminal(*flags, "--output_dir", tmp_path / "out")
+    for phase in ("Tokenizing train", "Training", "Evaluating", "Predicting"):
+        assert re.search(rf"{phase}: +\d+%\|", said), phase
+    lines = [re.sub(r"\x1b\[[\d;]*\w", "", line) for line in re.split(r"[\r\n]+", said)]
+    commands = [line for line in lines if re.match(" {2}(python|hf) ", line)]
+    assert len(commands) == 2
+    assert not [line for line in lines if len(line) > 80 and str(tmp_path) not in line]
+    assert "step 4 of 16" not in said
+    assert re.search(r"epoch 2, step 16: accuracy \d\.\d{4} \(baseline", said)
+
+
+@pytest.mark.slow
+def test_in_a_log_file(tiny_model: Path, own_files: list, tmp_path: Path) -> None:
+    """No bars and no warnings; a line every --logging_steps, the scores, the summary."""
+    flags = ["--model_name_or_path", tiny_model, *own_files, "--test_file", own_files[3], *FLAGS]
+    ended = launch(*flags, "--output_dir", tmp_path / "out")
+    assert ended.stderr == ""
+    assert "\r" not in ended.stdout
+    lines = ended.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines if re.match(r"step|epoch", line)] == [
+        *(f"step {step} of 16" for step in (4, 8)),
+        "epoch 1, step 8",
+        *(f"step {step} of 16" for step in (12, 16)),
+        "epoch 2, step 16",
+    ]
+    summary = lines[lines.index(f"23 predictions are in {tmp_path / 'out' / 'predict_results.csv'}") + 1 :]
+    assert summary[0].split() == ["score", "baseline"]
+    assert [line.split()[0] for line in summary[1:5]] == ["accuracy", "macro_f1", "f1", "loss"]
+    assert re.fullmatch(r"16 steps in 0 min \d+ s, [\d.]+ rows a second, evaluations included", summary[5])
+    assert summary[6] == f"model and results, predictions are in {tmp_path / 'out'}"
+
+
+@pytest.mark.slow
+def test_the_next_command_runs_as_printed(tiny_model: Path, own_files: list, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = launch("--model_name_or_path", tiny_model, *own_files, "--max_train_steps", 1, "--output_dir", out)
+    ask, predict, _ = (line.strip() for line in ended.stdout.splitlines() if re.match(" {2}(python|hf) ", line))
+    predict = predict.replace("new.csv", own_files[3])
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command, said in ((ask, "'label': "), (predict, "23 predictions are in")):
+        run = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, env=environment)
+        assert said in run.stdout, run.stderr

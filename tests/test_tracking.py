@@ -1,0 +1,148 @@
+"""What the trackers are told."""
+
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import launch, log_lines
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import run_glue_no_trainer as script
+
+TENSORBOARD = ["--with_tracking", "--report_to", "tensorboard"]
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The scalars that TensorBoard would draw: by tag, steps and values."""
+    read = EventAccumulator(str(folder / "glue_no_trainer"), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+
+
+def expected(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The same from log.jsonl."""
+    tags: dict[str, list[tuple[int, float]]] = {}
+    for line in log_lines(folder):
+        for name, value in line.items():
+            if name != "step":
+                tags.setdefault(name, []).append((line["step"], pytest.approx(value, rel=1e-6)))
+    return tags
+
+
+def test_tensorboard_has_every_number_of_the_log_by_its_own_tag(
+    run: Callable, own_files: list, tmp_path: Path
+) -> None:
+    run(*own_files, *TENSORBOARD, "--logging_steps", 2, "--max_train_steps", 12, "--output_dir", tmp_path)
+    drawn = curves(tmp_path)
+    speed = drawn.pop("samples_per_second")
+    assert [step for step, _ in speed] == [2, 4, 6, 8, 10, 12]
+    assert all(value > 0 for _, value in speed)
+    assert drawn == expected(tmp_path)
+    assert drawn.keys() >= {"loss", "learning_rate", "grad_norm", "eval_loss", "eval_accuracy", "eval_f1"}
+
+
+@pytest.mark.parametrize("checkpoint", ["step_6", "step_8", "epoch_0"])
+def test_a_resumed_run_goes_on_with_the_same_curves(
+    run: Callable, own_files: list, tmp_path: Path, checkpoint: str
+) -> None:
+    """What was logged after the checkpoint is drawn once; step 8 ends the first epoch and has an evaluation."""
+    flags = [*own_files, *TENSORBOARD, "--logging_steps", 1, "--max_train_steps", 12, "--output_dir", tmp_path]
+    flags += ["--checkpointing_steps", "epoch" if checkpoint == "epoch_0" else 2]
+    run(*flags)
+    run(*flags, "--resume_from_checkpoint", tmp_path / checkpoint)
+    drawn = curves(tmp_path)
+    drawn.pop("samples_per_second")
+    assert drawn == expected(tmp_path)
+    assert [step for step, _ in drawn["loss"]] == list(range(1, 13))
+
+
+def test_a_new_run_in_the_same_folder_has_new_curves(run: Callable, own_files: list, tmp_path: Path) -> None:
+    flags = [*own_files, *TENSORBOARD, "--logging_steps", 1, "--output_dir", tmp_path]
+    run(*flags, "--max_train_steps", 3)
+    run(*flags, "--max_train_steps", 2, "--overwrite_output_dir")
+    assert [step for step, _ in curves(tmp_path)["loss"]] == [1, 2]
+
+
+def test_hyper_parameters(run: Callable, own_files: list, tmp_path: Path) -> None:
+    run(*own_files, *TENSORBOARD, "--learning_rate", 3e-4, "--max_train_steps", 1, "--output_dir", tmp_path)
+    (file,) = (tmp_path / "glue_no_trainer").glob("*/hparams.yml")
+    flags = file.read_text()
+    assert "learning_rate: 0.0003" in flags
+    assert "token" not in flags
+
+
+@pytest.mark.slow
+def test_weights_and_biases_offline_and_trackio(tiny_model: Path, own_files: list, tmp_path: Path) -> None:
+    """`all` of those installed; a resumed run has the name and the id of the one before."""
+    environment = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio")}
+    out = tmp_path / "out"
+    flags = ["--model_name_or_path", tiny_model, *own_files, "--max_train_steps", 4, "--logging_steps", 1]
+    flags += ["--checkpointing_steps", 2, "--with_tracking", "--output_dir", out]
+    for more in ([], ["--resume_from_checkpoint", out / "step_2"]):
+        ended = launch(*flags, *more, env=environment)
+        assert ended.returncode == 0, ended.stderr
+    progress = json.loads((out / "step_4" / "progress.json").read_text())
+    runs = sorted((out / "glue_no_trainer" / "wandb").glob("offline-run-*"))
+    assert [folder.name.endswith(progress["run"]) for folder in runs] == [True, True]
+    for folder in runs:
+        (record,) = folder.glob("*.wandb")
+        assert all(tag in record.read_bytes() for tag in (b"samples_per_second", b"eval_accuracy", b"learning_rate"))
+    with sqlite3.connect(tmp_path / "trackio" / "glue_no_trainer.db") as database:
+        rows = database.execute("select run_name, step, metrics from metrics order by id").fetchall()
+    assert {name for name, _, _ in rows} == {f"out-{progress['run']}"}
+    losses = {step: json.loads(metrics)["loss"] for _, step, metrics in rows if "loss" in json.loads(metrics)}
+    assert losses == {line["step"]: line["loss"] for line in log_lines(out) if "loss" in line}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("comet_ml", "--report_to comet_ml: not installed; pip install comet_ml brings it"),
+        ("tensorbord", "--report_to tensorbord: takes one of all, "),
+        ("tensorbord", "; did you mean tensorboard?"),
+    ],
+)
+def test_a_tracker_that_is_not_to_be_had(
+    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture, name: str, said: str
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run(*own_files, "--with_tracking", "--report_to", name, "--output_dir", tmp_path / "out")
+    assert exit_.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_tracking_without_any_tracker_is_refused(
+    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "get_available_trackers", list)
+    with pytest.raises(SystemExit) as exit_:
+        run(*own_files, "--with_tracking", "--output_dir", tmp_path / "out")
+    assert exit_.value.code == 2
+    assert "pip install tensorboard" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_tracker_that_cannot_start_is_an_error_of_one_line(
+    tiny_model: Path, own_files: list, tmp_path: Path
+) -> None:
+    """Weights & Biases without a login and without a terminal to ask for one."""
+    flags = ["--model_name_or_path", tiny_model, *own_files, "--with_tracking", "--report_to", "wandb"]
+    ended = launch(*flags, "--output_dir", tmp_path / "out", env={"WANDB_MODE": "online", "HOME": str(tmp_path)})
+    assert ended.returncode == 2
+    assert "error: --report_to wandb: UsageError: " in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+
+
+def test_no_token_is_written_anywhere(
+    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "hf_" + "secret" * 5
+    monkeypatch.setenv("HF_TOKEN", token)
+    flags = ["--max_train_steps", 2, "--checkpointing_steps", 1, *TENSORBOARD]
+    run(*own_files, *flags, "--output_dir", tmp_path / "out")
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert any("tfevents" in path.name for path in files)
+    assert not [path for path in files if token.encode() in path.read_bytes()]
+    assert token not in "".join(capsys.readouterr())
