@@ -59,8 +59,8 @@ def test_an_architecture_is_trained_saved_and_loaded(
 ) -> None:
     model = make(kind, tiny_model, tmp_path / "model")
     trained = []
-    finish = script.finish
-    monkeypatch.setattr(script, "finish", lambda *args: trained.append(args[2]) or finish(*args))
+    keep = script.keep_model
+    monkeypatch.setattr(script, "keep_model", lambda *args: trained.append(args[8]) or keep(*args))
     flags = ["--model_name_or_path", model, "--max_train_steps", 2, "--learning_rate", 1e-3, "--logging_steps", 1]
     results = run(*own_files, *flags, "--output_dir", tmp_path / "out")
     assert results["step"] == 2
