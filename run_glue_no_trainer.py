@@ -74,6 +74,22 @@ METRICS = {  # what each task is scored with; the tasks not named here by accura
 
 # --- Arguments
 
+MEANT = {  # flags that other scripts have: what they are here
+    "lr": "--learning_rate",
+    "epochs": "--num_train_epochs",
+    "batch_size": "--per_device_train_batch_size",
+    "per_device_batch_size": "--per_device_train_batch_size",
+    "max_steps": "--max_train_steps",
+    "max_seq_length": "--max_length",
+    "warmup_steps": "--num_warmup_steps",
+    "model_name": "--model_name_or_path",
+    "fp16": "--mixed_precision fp16",
+    "bf16": "--mixed_precision bf16",
+    "save_steps": "--checkpointing_steps",
+    "do_train": "what it does unless --num_train_epochs is 0",
+    "do_eval": "what it does after each epoch",
+    "eval_strategy": "after each epoch, always",
+}
 LAUNCHERS = {  # where a launcher says how many processes it has started: where it says which of them this one is
     "WORLD_SIZE": "RANK",
     "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
@@ -124,7 +140,9 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if unknown := re.search(r"unrecognized arguments: --([^\s=]+)", message):
-            message += suggestion(unknown[1], [option.lstrip("-") for option in self._option_string_actions])
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            meant = MEANT.get(unknown[1])
+            message += f"; here it is {meant}" if meant else suggestion(f"--{unknown[1]}", known)
         stop(f"{message} (--help lists every flag)")
 
 
@@ -158,7 +176,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--test_file", **files, help="the same columns, `label` not needed, for --do_predict")
     add("--do_predict", **switch, help="write the predictions for --test_file or the data set's test split")
     add(
-        "--text_column_names", metavar="A[,B]", help="(default: sentence1,sentence2, else the first one or two others)"
+        "--text_column_names",
+        nargs="+",
+        metavar="A[,B]",
+        help="(default: sentence1,sentence2, else the first one or two others)",
     )
     add("--label_column_name", default="label", metavar="NAME", help="the column with the answers")
     add("--max_train_samples", type=positive, metavar="N", help="train on the first N rows only")
@@ -269,7 +290,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     if args.test_file and not args.do_predict:
         stop("--test_file is for --do_predict, which is not given")
     if args.text_column_names:
-        args.text_column_names = [name.strip() for name in args.text_column_names.split(",")]
+        args.text_column_names = [name.strip() for name in ",".join(args.text_column_names).split(",")]
         if not 1 <= len(set(args.text_column_names) - {""}) == len(args.text_column_names) <= 2:
             stop(f"--text_column_names {','.join(args.text_column_names)}: takes one column, or two as in a,b")
         if args.label_column_name in args.text_column_names:
@@ -285,6 +306,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     for_hub = ("hub_model_id", "hub_token", "hub_private_repo")
     if not args.push_to_hub and (idle := [f"--{flag}" for flag in for_hub if getattr(args, flag)]):
         stop(f"{idle[0]} is for --push_to_hub, which is not given")
+    if args.push_to_hub and args.num_train_epochs == 0:
+        stop("--push_to_hub pushes what was trained; a folder with a model: hf upload you/name FOLDER")
     if args.hub_token and not re.fullmatch(r"[!-~]+", args.hub_token):
         stop("--hub_token: a token has no spaces and nothing but ASCII")  # the client would show it in its message
     if args.output_dir:
@@ -351,6 +374,11 @@ def check_output_dir(folder: Path, args: argparse.Namespace) -> None:
             stop(
                 f"--resume_from_checkpoint {args.resume_from_checkpoint}: there is no checkpoint of this script there"
             )
+    if earlier and args.resume_from_checkpoint and not args.overwrite_output_dir:
+        stop(
+            f"--output_dir {folder} holds a run that has ended and no checkpoint to go on from; "
+            "replace it with --overwrite_output_dir, or name another folder"
+        )
     if earlier and not args.overwrite_output_dir:
         stop(
             f"--output_dir {folder} holds an earlier run: continue it with --resume_from_checkpoint latest if it has "
@@ -450,7 +478,11 @@ def load_data(args: argparse.Namespace) -> tuple[dict[str, Dataset], Task]:
             flag = "label_column_name" if missing[0] == args.label_column_name else "text_column_names"
             stop(
                 f"the {name} data has no column {missing[0]!r}; its columns are {', '.join(data.column_names)}"
-                + (f"; --{flag} chooses another" if not args.task_name else "")
+                + (
+                    f"{suggestion(missing[0], data.column_names)}; --{flag} chooses another"
+                    if not args.task_name
+                    else ""
+                )
             )
         if len(data) == 0:
             stop(f"the {name} data has no rows")
@@ -567,6 +599,11 @@ def parse_csv(file: str) -> dict[str, list[str]]:
         reader = csv.reader(lines, delimiter="\t" if file.lower().endswith(".tsv") else ",", strict=True)
         try:
             header = next(reader, [])
+            if len(header) == 1 and (other := re.search(r"[;\t|]", header[0])):
+                stop(
+                    f"{file} has its columns separated by {other[0]!r}: save it with commas, or as .tsv with tabs "
+                    f"(its first line is {header[0]!r})"
+                )
             for row in reader:
                 if len(row) != len(header) and row:
                     stop(
@@ -636,8 +673,11 @@ def cast(data: Dataset, column: str, kind: str, name: str) -> Dataset:
 def find_text_columns(columns: list[str], label: str = "label") -> list[str]:
     if {"sentence1", "sentence2"} <= set(columns):
         return ["sentence1", "sentence2"]
-    if not (others := [column for column in columns if column not in (label, "idx")]):
+    others = [column for column in columns if column != label and column.lower() not in ("id", "idx", "index")]
+    if not others:
         stop(f"the data has no column of text beside {label!r}")
+    if len(others) > 2:
+        say(f"warning: of the columns {', '.join(others)} the first two are read; --text_column_names names others")
     return others[:2]
 
 
@@ -694,10 +734,7 @@ def find_task(splits: dict[str, Dataset], text_columns: list[str], args: argpars
         labels = [str(value) for value in values]
         if len(values) < 2:
             stop(f"the training data has only one class, {labels[0]!r}: there is nothing to tell apart")
-        counts = Counter(train["label"][:])
-        if rare := [str(value) for value in values if counts[value] < 10]:
-            some = ", ".join(rare[:5]) + f" and {len(rare) - 5} more" * (len(rare) > 5)
-            say(f"warning: fewer than ten rows of the training data have the label {some}")
+        warn_of_labels(Counter(map(str, train["label"][:])))
     for name, data in splits.items():
         known = (
             (lambda label: abs(label) <= 1e18) if values is None else set(values).__contains__
@@ -713,6 +750,19 @@ def find_task(splits: dict[str, Dataset], text_columns: list[str], args: argpars
     own = "classes" if args.task_name else own
     metrics = METRICS.get(args.task_name or own, ["accuracy"])
     return Task(metrics, text_columns, values, labels, list(labels))
+
+
+def warn_of_labels(counts: Counter[str]) -> None:
+    """Say what in a column of classes has often been a mistake; `counts` are the rows of each."""
+    if twice := [name for name, times in Counter(label.lower() for label in counts).items() if times > 1]:
+        say(f"warning: some labels differ only in capitals, such as those of {twice[0]!r}")
+    if all(re.fullmatch(r"-?\d+,\d+", label) for label in counts):
+        say("warning: the labels look like numbers; with a decimal point, as in 1.5, they are numbers to predict")
+    elif len(counts) > 8 and all(re.fullmatch(r"-?\d+", label) for label in counts):
+        say("warning: whole numbers are classes; with a decimal point, as in 4.0, they are numbers to predict")
+    if rare := sorted(label for label in counts if counts[label] < 10):
+        some = ", ".join(rare[:5]) + f" and {len(rare) - 5} more" * (len(rare) > 5)
+        say(f"warning: fewer than ten rows of the training data have the label {some}")
 
 
 def labels_of_model(args: argparse.Namespace) -> list[str] | None:
@@ -913,6 +963,8 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer]:
                 f'python -c "from transformers import *; {convert}"'
             )
         stop(f"--model_name_or_path {name}: {' '.join(str(error).split())}")
+    if loaded["missing_keys"] and args.num_train_epochs == 0 and not args.max_train_steps:
+        say(f"warning: {args.model_name_or_path} has no trained head: what it answers is drawn at random")
     if device.type == "cpu":
         F.dropout = dropout
     for name, parameter in model.named_parameters():
@@ -1089,6 +1141,8 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     keep = functools.partial(keep_model, accelerator, args, tokenizer, task, progress, floor, metric, table)
     share = functools.partial(share_model, accelerator, args, task, keep, [])
     checkpoint_steps = int(args.checkpointing_steps) if args.checkpointing_steps not in (None, "epoch") else 0
+    if max_steps:
+        say(f"training for {max_steps} steps of {global_batch} rows, on {hardware(accelerator)}")
     bar = progress_bar("Training", total=max_steps, initial=progress.step)
 
     while progress.epoch < num_epochs or progress.step < (args.max_train_steps or 0):
@@ -1131,6 +1185,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
             if stop_signal():
                 stop_here()
 
+        read_recent(accelerator, progress, recent)  # a loss that is not finite is told by its step
         progress.results = evaluate_now() | progress.position(sampler)
         progress.epoch, progress.batch = progress.epoch + 1, 0
         log(accelerator, args, progress.results)
@@ -1621,7 +1676,8 @@ def start_trackers(accelerator: Accelerator, args: argparse.Namespace, progress:
     try:
         accelerator.init_trackers("glue_no_trainer", None if resumed else shown, options)
     except Exception as error:  # each tracker has its own
-        stop(f"--report_to {args.report_to}: {type(error).__name__}: {' '.join(str(error).split())}")
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        stop(f"--report_to {args.report_to}: {why}; another tracker: --report_to tensorboard")
     if resumed and "tensorboard" in map(str, accelerator.log_with):  # the lines of the checkpoint's own step went too
         lines = (Path(args.output_dir) / "log.jsonl").read_text(encoding="utf-8").splitlines()
         for line in filter(lambda line: line["step"] == progress.step, map(json.loads, lines)):
@@ -1847,22 +1903,21 @@ def keep_model(
     model: torch.nn.Module,
     last: bool,
 ) -> dict[str, Any]:
-    """Save the model and its card, and at the `last` all_results.json, if there is a folder; returns the results."""
+    """Save what was trained and its card, and at the `last` all_results.json, in --output_dir; returns the results."""
     results, folder = all_results(args, progress, floor, metric), Path(args.output_dir or "")
     weights = whole_weights(accelerator, model)
 
     def write() -> None:
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and progress.step:  # else the model is where it was
             bare = accelerator.unwrap_model(model, keep_torch_compile=False)
             bare.save_pretrained(folder, state_dict=weights)
             tokenizer.save_pretrained(folder)
-            lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines() if progress.step else []
-            log_lines = [json.loads(line) for line in lines]
+            log_lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
             draw_curve(folder / "training_curve.png", log_lines, task.metrics[0], floor)
             write_card(accelerator, args, task, results, log_lines, table)
-            if last:
-                text = json.dumps(results, indent=2, ensure_ascii=False)
-                (folder / "all_results.json").write_text(text + "\n", encoding="utf-8")
+        if accelerator.is_main_process and last:
+            text = json.dumps(results, indent=2, ensure_ascii=False)
+            (folder / "all_results.json").write_text(text + "\n", encoding="utf-8")
 
     if args.output_dir:
         together(accelerator, write, folder / "model.safetensors")
@@ -1904,7 +1959,7 @@ CARD = """---
 
 ## Results
 
-On the validation data. The baseline always answers the commonest class of the training data, or their mean.
+On the validation data. The baseline always answers {floor} of the training data.
 
 {scores}
 
@@ -2001,6 +2056,7 @@ def write_card(
         data=data,
         columns=" + ".join(task.text_columns),
         labels=", ".join(task.labels) if task.labels else "a number",
+        floor="the commonest class" if task.labels else "the mean",
         scores=markdown_table(
             ["metric", "score", "baseline"],
             [[key, score, results.get(f"baseline_{key}")] for key, score in scores.items()],
@@ -2049,8 +2105,10 @@ def summary(args: argparse.Namespace, results: dict[str, Any], task: Task) -> st
         lines.append(f"{steps} in {minutes} min {seconds} s, {rate:g} rows a second, evaluations included")
     if not args.output_dir:
         return "\n".join([*lines, "nothing is saved without an --output_dir"])
-    there = "model and results" + ", checkpoints" * bool(args.checkpointing_steps) + ", predictions" * args.do_predict
-    lines += [f"{there} are in {args.output_dir}"]
+    there = "model and " * bool(results["step"]) + "results" + ", checkpoints" * bool(args.checkpointing_steps)
+    lines += [f"{there + ', predictions' * args.do_predict} are in {args.output_dir}"]
+    if not results["step"]:
+        return "\n".join(lines)
     if not importlib.util.find_spec("matplotlib"):
         lines.append("no training_curve.png: pip install matplotlib brings one next time")
     lines.append("next:")
@@ -2058,7 +2116,8 @@ def summary(args: argparse.Namespace, results: dict[str, Any], task: Task) -> st
     ask = f"pipeline('text-classification', '{args.output_dir}')({ask})"
     lines.append(f'  python -c "from transformers import pipeline; print({ask})"')
     if not args.do_predict:
-        rows = f"--task_name {args.task_name}" if args.task_name else "--test_file new.csv"
+        columns = shlex.join(["--text_column_names", ",".join(task.text_columns), "--test_file", "new.csv"])
+        rows = f"--task_name {args.task_name}" if args.task_name else columns
         lines.append(
             f"  python {sys.argv[0]} --model_name_or_path {args.output_dir} --num_train_epochs 0 "
             f"--do_predict {rows} --output_dir {args.output_dir}/predictions"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_home_")  # a cache of the tests' own
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ |= {"WANDB_MODE": "offline", "TRACKIO_DIR": os.path.join(os.environ["HF_HOME"], "trackio")}
 os.environ["OMP_NUM_THREADS"] = "1"  # the same sums on every machine, and two tests at a time
 
 import pytest

@@ -89,7 +89,7 @@ def test_a_wrong_config_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
         ([*OWN, "--checkpointing_steps", "5"], "--checkpointing_steps needs an --output_dir"),
         ([*OWN, "--with_tracking"], "--with_tracking needs an --output_dir"),
         ([*OWN, "--with_tracking", "maybe"], "not 'maybe'"),
-        ([*OWN, "--learning_rat", "1"], "did you mean learning_rate?"),
+        ([*OWN, "--learning_rat", "1"], "did you mean --learning_rate?"),
         ([*OWN, "--output_dir", __file__], "is a file, not a folder"),
         ([*OWN, "--output_dir", "x", "--resume_from_checkpoint", "y"], "--resume_from_checkpoint y"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml"),

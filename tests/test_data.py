@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from conftest import sentences, write_csv
+from conftest import ROOT, sentences, write_csv
 from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoTokenizer, pipeline
 
@@ -339,3 +339,47 @@ def test_tokens_are_kept_for_a_run_with_other_flags(
     written.clear()
     run(*own_files, "--max_train_steps", 2, "--max_length", 63, "--learning_rate", 1e-3, "--output_dir", tmp_path)
     assert not written
+
+
+@pytest.mark.parametrize(
+    ("columns", "read"),
+    [
+        (["text", "label"], ["text"]),
+        (["sentence2", "x", "sentence1"], ["sentence1", "sentence2"]),
+        (["id", "question", "label", "answer"], ["question", "answer"]),
+        (["Index", "label", "text"], ["text"]),
+    ],
+)
+def test_the_columns_of_text(columns: list[str], read: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert script.find_text_columns(columns) == read
+    assert not capsys.readouterr().out
+
+
+def test_more_than_two_columns_of_text_are_named(capsys: pytest.CaptureFixture) -> None:
+    script.PartialState()
+    assert script.find_text_columns(["a", "b", "label", "c"]) == ["a", "b"]
+    assert "of the columns a, b, c the first two are read; --text_column_names names others" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["a", "b"], ""),
+        (["bug", "Bug", "b"], "some labels differ only in capitals, such as those of 'bug'"),
+        (["1,5", "2,0"], "the labels look like numbers; with a decimal point"),
+        ([str(stars) for stars in range(9)], "whole numbers are classes; with a decimal point"),
+        ([str(stars) for stars in range(5)], ""),
+    ],
+)
+def test_labels_that_are_often_a_mistake(labels: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
+    script.PartialState()
+    script.warn_of_labels(script.Counter(labels * 10))
+    out = capsys.readouterr().out
+    assert said in out
+    assert bool(out) == bool(said)
+
+
+def test_text_columns_with_a_comma_or_a_space() -> None:
+    flags = ["--model_name_or_path", "m", "--train_file", str(ROOT / "configs" / "quickstart" / "train.csv")]
+    for written in (["a,b"], ["a", "b"], ["a, b"]):
+        assert script.parse_args([*flags, "--text_column_names", *written]).text_column_names == ["a", "b"]

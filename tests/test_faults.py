@@ -145,7 +145,7 @@ def test_latest_does_not_replace_a_finished_run(
     run(*flags)
     with pytest.raises(SystemExit):
         run(*flags, "--resume_from_checkpoint", "latest")
-    assert "holds an earlier run" in capsys.readouterr().err
+    assert "holds a run that has ended and no checkpoint to go on from" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ class Run:
     def read(self) -> None:
         while text := self.process.stdout.read(1):
             self.output += text
-            if "Training:" in self.output:
+            if "training for" in self.output:
                 self.training.set()
         self.training.set()
 

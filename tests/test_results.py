@@ -121,3 +121,14 @@ def test_a_precision_that_is_not_to_be_had_is_named(
         run(*own_files, "--mixed_precision", precision)
     assert exit_.value.code == 2
     assert precision in capsys.readouterr().err.lower()
+
+
+def test_a_run_that_trains_nothing_leaves_its_results_alone(
+    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The model is where it was; a card would tell of a training that never was."""
+    run(*own_files, "--num_train_epochs", 0, "--output_dir", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["all_results.json"]
+    said = capsys.readouterr().out
+    assert "has no trained head: what it answers is drawn at random" in said
+    assert f"\nresults are in {tmp_path}\n" in said

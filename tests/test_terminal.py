@@ -16,12 +16,13 @@ from conftest import ROOT, launch
 FLAGS = ["--num_train_epochs", 2, "--logging_steps", 4, "--per_device_eval_batch_size", 2, "--do_predict"]
 
 
-def at_a_terminal(*flags: object, columns: int = 80) -> str:
-    """All that the script writes to a terminal of so many columns."""
+def at_a_terminal(*flags: object, cache: Path, columns: int = 80) -> str:
+    """All that the script writes to a terminal of so many columns, with an empty cache."""
     here, there = pty.openpty()
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     command = [sys.executable, str(ROOT / "run_glue_no_trainer.py"), *map(str, flags)]
-    run = subprocess.Popen(command, stdin=there, stdout=there, stderr=there, cwd=ROOT, close_fds=True)
+    environment = os.environ | {"HF_HOME": str(cache)}
+    run = subprocess.Popen(command, stdin=there, stdout=there, stderr=there, cwd=ROOT, env=environment)
     os.close(there)
     said = b""
     while True:
@@ -40,7 +41,7 @@ def at_a_terminal(*flags: object, columns: int = 80) -> str:
 def test_at_a_terminal(tiny_model: Path, own_files: list, tmp_path: Path) -> None:
     """A bar for each phase, nothing wider than the terminal but long paths."""
     flags = ["--model_name_or_path", tiny_model, *own_files, "--test_file", own_files[3], *FLAGS]
-    said = at_a_terminal(*flags, "--output_dir", tmp_path / "out")
+    said = at_a_terminal(*flags, "--output_dir", tmp_path / "out", cache=tmp_path / "cache")
     for phase in ("Tokenizing train", "Training", "Evaluating", "Predicting"):
         assert re.search(rf"{phase}: +\d+%\|", said), phase
     lines = [re.sub(r"\x1b\[[\d;]*\w", "", line) for line in re.split(r"[\r\n]+", said)]
@@ -76,6 +77,7 @@ def test_in_a_log_file(tiny_model: Path, own_files: list, tmp_path: Path) -> Non
 def test_the_next_command_runs_as_printed(tiny_model: Path, own_files: list, tmp_path: Path) -> None:
     out = tmp_path / "out"
     ended = launch("--model_name_or_path", tiny_model, *own_files, "--max_train_steps", 1, "--output_dir", out)
+    assert "--text_column_names text " in ended.stdout  # whatever the new file has besides
     ask, predict, _ = (line.strip() for line in ended.stdout.splitlines() if re.match(" {2}(python|hf) ", line))
     predict = predict.replace("new.csv", own_files[3])
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
