@@ -1376,6 +1376,7 @@ def predict(
 
     The labels are None where the data has none; all is None after a signal to stop.
     """
+    before = model.training
     model.eval()
     parts = []
     for batch in progress_bar(what, iterable=loader, leave=False):
@@ -1386,6 +1387,7 @@ def predict(
             logits = model(**batch).logits.float()
         rows = (logits,) if labels is None else (logits, labels)
         parts.append(accelerator.gather_for_metrics(rows))
+    model.train(before)
     place = torch.from_numpy(np.argsort(by_length(lengths)))
     logits, *labels = (torch.cat(column).cpu()[place] for column in zip(*parts, strict=True))
     return logits, labels[0] if labels else None

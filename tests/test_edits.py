@@ -50,8 +50,8 @@ def parts(name: str) -> tuple[list[str], list[str], int]:
     return lines[:begin], added, sum(line.startswith("@@") for line in lines)
 
 
-def test_there_are_twelve() -> None:
-    assert len(NAMES) >= 12
+def test_there_are_thirteen() -> None:
+    assert len(NAMES) >= 13
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -431,3 +431,19 @@ def test_multi_label(run_edited: Callable, tmp_path: Path, epochs: int) -> None:
     assert results["eval_micro_f1"] == pytest.approx(2 * hits / (2 * hits + wrong + missed))
     if epochs > 1:
         assert sum(answers.values()) > 1.5  # of the last row: no softmax over the classes
+
+
+def test_evaluate_every(
+    run: Callable, run_edited: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second step here, with dropout: the same weights as without it."""
+    patch = (EDITS / "evaluate_every.patch").read_text(encoding="utf-8")
+    (tmp_path / "evaluate_every.patch").write_text(patch.replace("% 100 ==", "% 2 =="))
+    flags = [*own_files, "--max_train_steps", 10, "--logging_steps", 5, "--learning_rate", 1e-3, "--output_dir"]
+    run(*flags, tmp_path / "plain")
+    monkeypatch.setattr(sys.modules[__name__], "EDITS", tmp_path)
+    run_edited("evaluate_every", *flags, tmp_path / "edited")
+    seen = [line["step"] for line in log_lines(tmp_path / "edited") if "eval_accuracy" in line]
+    assert seen == [2, 4, 6, 8, 8, 10]  # step 8 is also the end of the first epoch
+    plain, edited = (tmp_path / name / "model.safetensors" for name in ("plain", "edited"))
+    assert plain.read_bytes() == edited.read_bytes()
