@@ -1672,6 +1672,7 @@ def start_trackers(accelerator: Accelerator, args: argparse.Namespace, progress:
     options = {"wandb": same | {"id": progress.run, "dir": str(folder)}, "trackio": same}
     if resumed:  # forget what came after the checkpoint
         options["tensorboard"] = {"purge_step": progress.step}
+    sys.argv[:] = without_token(sys.argv)  # Weights & Biases writes it down
     shown = {flag: v for flag, v in vars(args).items() if isinstance(v, (str, int, float)) and "token" not in flag}
     if accelerator.is_main_process:
         folder.mkdir(exist_ok=True)
@@ -1862,14 +1863,19 @@ def leave(
     sys.exit(128 + number)
 
 
+def without_token(words: list[str]) -> list[str]:
+    """A command line with TOKEN in the place of --hub_token's value."""
+    words = [re.sub(r"^(--hub_token=).*", r"\1TOKEN", word) for word in words]
+    return ["TOKEN" if before == "--hub_token" else word for before, word in zip(["", *words], words, strict=False)]
+
+
 def launch_command() -> str:
     """The command line that started this run, without secrets: the launcher's if there is one."""
-    this, flags = psutil.Process(), sys.argv[1:]
-    lines = [process.cmdline() for process in (this.parent(), this) if process]
-    command = next((line for line in lines if flags and line[-len(flags) :] == flags), [sys.executable, *sys.argv])
-    words = [re.sub(r"^(--hub_token=).*", r"\1TOKEN", word) for word in command]
-    words = ["TOKEN" if before == "--hub_token" else word for before, word in zip(["", *words], words, strict=False)]
-    return re.sub(r"(--hub_token[ =])TOKEN", r"\1$HF_TOKEN", shlex.join(words))
+    this, own = psutil.Process(), without_token(sys.argv)
+    lines = [without_token(process.cmdline()) for process in (this.parent(), this) if process]
+    flags = own[1:]
+    command = next((line for line in lines if flags and line[-len(flags) :] == flags), [sys.executable, *own])
+    return re.sub(r"(--hub_token[ =])TOKEN", r"\1$HF_TOKEN", shlex.join(command))
 
 
 def resume_command() -> str:

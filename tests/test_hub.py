@@ -174,12 +174,13 @@ def test_every_epoch_is_pushed_and_checkpoints_are_not(
 @pytest.mark.slow
 def test_the_token_is_in_no_body_file_or_message(hub: Hub, tiny_model: Path, own_files: list, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    flags = ["--hub_model_id", "someone/else", "--hub_token", hub.token, *TENSORBOARD]
+    flags = ["--hub_model_id", "someone/else", "--hub_token", hub.token, "--with_tracking"]
     ended = push(hub, tiny_model, *own_files, "--output_dir", out, *flags, launcher=TORCHRUN)
     assert ended.returncode == 0, ended.stderr
     assert len(hub.repos["someone/else"]["commits"]) == 3  # one of the processes pushes
     assert "--hub_token $HF_TOKEN" in (out / "README.md").read_text()
     assert hub.token not in ended.stdout + ended.stderr
+    assert {"events", "run"} <= {file.name.split(".")[0].split("-")[0] for file in out.rglob("*")}  # two trackers'
     assert not [file for file in out.rglob("*") if file.is_file() and hub.token.encode() in file.read_bytes()]
     assert any(request.headers.get("authorization") == f"Bearer {hub.token}" for request in hub.log)
     for request in hub.log:
