@@ -199,13 +199,12 @@ def test_models_are_not_changed_in_evaluation_only(
     run: Callable, own_files: list, tiny_model: Path, tmp_path: Path
 ) -> None:
     run(*own_files, "--num_train_epochs", 6, "--learning_rate", 3e-3, "--output_dir", tmp_path / "trained")
-    results = run(
-        *own_files, "--model_name_or_path", tmp_path / "trained", "--num_train_epochs", 0, "--output_dir",
-        tmp_path / "out",
-    )  # fmt: skip
+    before = (tmp_path / "trained" / "model.safetensors").read_bytes()
+    only = ["--model_name_or_path", tmp_path / "trained", "--num_train_epochs", 0, "--output_dir", tmp_path / "out"]
+    results = run(*own_files, *only)
     assert (results["step"], results["eval_accuracy"]) == (0, 1.0)
-    before, after = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("trained", "out"))
-    assert before == after
+    assert (tmp_path / "trained" / "model.safetensors").read_bytes() == before
+    assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_the_tiny_model_has_dropout(tiny_model: Path) -> None:
