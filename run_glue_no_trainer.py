@@ -306,7 +306,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     for_hub = ("hub_model_id", "hub_token", "hub_private_repo")
     if not args.push_to_hub and (idle := [f"--{flag}" for flag in for_hub if getattr(args, flag)]):
         stop(f"{idle[0]} is for --push_to_hub, which is not given")
-    if args.push_to_hub and args.num_train_epochs == 0:
+    if args.push_to_hub and args.num_train_epochs == 0 and not args.max_train_steps:
         stop("--push_to_hub pushes what was trained; a folder with a model: hf upload you/name FOLDER")
     if args.hub_token and not re.fullmatch(r"[!-~]+", args.hub_token):
         stop("--hub_token: a token has no spaces and nothing but ASCII")  # the client would show it in its message
@@ -2014,7 +2014,7 @@ def write_card(
     dataset = args.dataset_name if not Path(args.dataset_name or "").exists() else None
     dataset = "nyu-mll/glue" if args.task_name else dataset
     files = [Path(file).name for file in args.train_file or args.validation_file or args.test_file or []]
-    data = f"GLUE {args.task_name}" if args.task_name else args.dataset_name or " ".join(files)
+    data = f"GLUE {args.task_name}" if args.task_name else dataset or " ".join(files or [Path(args.dataset_name).name])
     scores = {key.removeprefix("eval_"): value for key, value in results.items() if key.startswith("eval_")}
     hub_names = {"pearson": "pearsonr", "macro_f1": "f1"}
     measured = [
@@ -2074,7 +2074,7 @@ def write_card(
         curve="\n![Loss and score by step](training_curve.png)\n" if (folder / "training_curve.png").exists() else "",
         epochs=markdown_table(list(evaluations[0]), [[*row.values()] for row in evaluations]) if evaluations else "",
         table=table,
-        command=launch_command(),
+        command=launch_command().replace(str(Path.home()), "~"),  # a card may be published
         settings=markdown_table(["", ""], [[name, value] for name, value in settings.items()]),
     )
     ModelCard(card).save(folder / "README.md")
