@@ -157,9 +157,10 @@ def test_tokenize_cuts_and_keeps_the_full_length(tiny_model: Path) -> None:
     assert lengths.tolist() == [3, 8, 9, 2]
     assert [len(row) for row in data["input_ids"]] == [3, 8, 8, 2]
     assert data["labels"][:] == [0, 1, 0, 1]
-    assert "length" not in data.column_names
-    _, lengths = tokens(tiny_model, ["good " * 3, "good " * 2], pair=True)
+    assert set(data.column_names) == {"input_ids", "labels"}  # no masks of ones and types of zeros in a large cache
+    data, lengths = tokens(tiny_model, ["good " * 3, "good " * 2], pair=True)
     assert lengths.tolist() == [9, 7]
+    assert data["token_type_ids"][1] == [0, 0, 0, 0, 1, 1, 1]
 
 
 def test_describe(tiny_model: Path) -> None:

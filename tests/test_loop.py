@@ -191,8 +191,9 @@ def test_what_a_batch_is_padded_to(tiny_model: Path, device: str, precision: str
     where = SimpleNamespace(device=torch.device(device), mixed_precision=precision, state=no_compiler)
     tokenizer = script.AutoTokenizer.from_pretrained(tiny_model)
     collate = script.collator(tokenizer, SimpleNamespace(pad_to_max_length=False, max_length=32), where)
-    batch = collate([dict(tokenizer("good bad fine")), dict(tokenizer("good"))])
+    batch = collate([{"input_ids": tokenizer(text)["input_ids"]} for text in ("good bad fine", "good")])
     assert batch["input_ids"].shape == (2, length)
+    assert batch["attention_mask"].sum(1).tolist() == [5, 3]
 
 
 def test_models_are_not_changed_in_evaluation_only(
