@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import csv
 import difflib
-import functools
 import gc
 import glob
 import hashlib
@@ -1031,6 +1030,29 @@ class Progress:
         return (self.step - step) * self.settings["global_batch_size"] / (self.mark[1] - begun)
 
 
+@dataclass
+class Run:
+    """What the loop shares with the functions that it calls."""
+
+    args: argparse.Namespace
+    accelerator: Accelerator
+    task: Task
+    tokenizer: Tokenizer
+    model: torch.nn.Module  # as prepared: what is trained
+    final_model: torch.nn.Module  # what is evaluated and saved
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler
+    eval_loaders: dict[str, DataLoader]  # by split, in length order; of what is to be predicted as well
+    lengths: dict[str, np.ndarray]  # of each split's rows, in tokens
+    floor: dict[str, float]  # each metric's baseline, on the main process
+    table: str  # of the data
+    progress: Progress
+    stop_signal: "StopSignal"
+    unread: list[tuple] = field(default_factory=list)  # the steps since the last look at the device: learning rate,
+    #                                                    loss and gradient norm
+    sealing: list[tuple[Future, Path]] = field(default_factory=list)  # the checkpoint that a thread is writing down
+    uploads: list[Future] = field(default_factory=list)
+
+
 def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     """Fine-tune, evaluate and save; returns what is written to all_results.json."""
     args = args or parse_args(sys.argv[1:])  # `accelerate launch` on a TPU calls `main()` in every process
@@ -1049,7 +1071,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     train_data = data.get("train", next(iter(data.values())).select([]))  # none, where a model is only to be used
     eval_data = {name: split for name, split in data.items() if name != "train" and not is_test(name)}
     floor = baseline(task, train_data, eval_data) if accelerator.is_main_process else {}
-    metric = best_metric(args, task)
+    args.metric_for_best_model = best_metric(args, task)
 
     global_batch = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     cut_lengths = None if args.no_group_by_length else np.minimum(lengths.get("train", []), args.max_length)
@@ -1094,16 +1116,22 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
         "model": described,
     }
     progress = open_run(args, accelerator, model, lr_scheduler, fixed)
-    recent: list[tuple] = []  # the steps since the last look at the device: learning rate, loss and gradient norm
-    sealing: list[tuple[Future, Path]] = []  # the checkpoint that a thread is flushing to the disk
-    save = functools.partial(save_checkpoint, accelerator, args, model, lr_scheduler, progress, recent, sealing)
     stop_signal = StopSignal(accelerator)
-    stop_here = functools.partial(leave, accelerator, args, progress, stop_signal, save, sealing)
-    evaluate_now = functools.partial(
-        evaluate_model, accelerator, final_model, eval_loaders, lengths, task, stop_signal, stop_here
+    run = Run(
+        args=args,
+        accelerator=accelerator,
+        task=task,
+        tokenizer=tokenizer,
+        model=model,
+        final_model=final_model,
+        lr_scheduler=lr_scheduler,
+        eval_loaders=eval_loaders,
+        lengths=lengths,
+        floor=floor,
+        table=table,
+        progress=progress,
+        stop_signal=stop_signal,
     )
-    keep = functools.partial(keep_model, accelerator, args, tokenizer, task, progress, floor, metric, table)
-    share = functools.partial(share_model, accelerator, args, task, keep, [])
     checkpoint_steps = int(args.checkpointing_steps) if args.checkpointing_steps not in (None, "epoch") else 0
     if max_steps:
         say(f"training for {max_steps} steps of {global_batch} rows, on {hardware(accelerator)}")
@@ -1111,7 +1139,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
 
     while progress.epoch < num_epochs or progress.step < (args.max_train_steps or 0):
         if progress.waited >= (args.early_stopping_patience or math.inf):
-            say(f"early stopping: {metric} was not better in {progress.waited} evaluations")
+            say(f"early stopping: {args.metric_for_best_model} was not better in {progress.waited} evaluations")
             break
         model.train()
         sampler.start(progress.epoch, progress.batch)
@@ -1131,7 +1159,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
             if not accelerator.sync_gradients:
                 continue  # the global batch is not complete
 
-            recent.append((lr_scheduler.get_last_lr()[0], mean_loss, grad_norm))
+            run.unread.append((lr_scheduler.get_last_lr()[0], mean_loss, grad_norm))
             mean_loss, progress.batch = 0.0, progress.batch + 1
             if accelerator.optimizer_step_was_skipped:
                 continue  # by the fp16 loss scaler: neither the schedule nor the count moves
@@ -1140,37 +1168,36 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
             bar.update()
 
             if progress.step % args.logging_steps == 0 or progress.step == max_steps:
-                read_recent(accelerator, progress, recent)
+                read_losses(run)
                 line, speed = progress.position(sampler) | progress.take_recent(), progress.rows_per_second()
                 show(bar, line, speed)
-                log(accelerator, args, line, speed)
+                log(run, line, speed)
             if checkpoint_steps and progress.step % checkpoint_steps == 0:
-                save(f"step_{progress.step}")
+                save_checkpoint(run, f"step_{progress.step}")
             if stop_signal():
-                stop_here()
+                leave(run)
 
-        read_recent(accelerator, progress, recent)  # a loss that is not finite is told by its step
-        progress.results = evaluate_now() | progress.position(sampler)
+        read_losses(run)  # one that is not finite is told by its step
+        progress.results = evaluate_model(run) | progress.position(sampler)
         progress.epoch, progress.batch = progress.epoch + 1, 0
-        log(accelerator, args, progress.results)
+        log(run, progress.results)
         say(scores(progress.results, floor))
-        note_best(accelerator, args, final_model, progress, metric)
+        note_best(run)
         if args.checkpointing_steps == "epoch":
-            save(f"epoch_{progress.epoch - 1}")
+            save_checkpoint(run, f"epoch_{progress.epoch - 1}")
         if args.push_to_hub:
-            share(final_model, f"Training in progress, epoch {progress.epoch}")
+            share_model(run, f"Training in progress, epoch {progress.epoch}")
 
     bar.close()
     if not progress.results:  # --num_train_epochs 0
-        progress.results = evaluate_now() | progress.position(sampler)
+        progress.results = evaluate_model(run) | progress.position(sampler)
     stop_signal.restore()
-    settle(accelerator, sealing)
+    settle(run)
     if args.load_best_model_at_end and progress.best:
-        say(f"the best model is that of step {progress.best['step']}: {metric} {progress.best[f'eval_{metric}']:.4f}")
-        load_best(accelerator, args, final_model)
+        load_best(run)
     if args.do_predict:
-        write_predictions(accelerator, args, final_model, eval_loaders, lengths, task)
-    return share(final_model, "End of training", last=True)
+        write_predictions(run)
+    return share_model(run, "End of training", last=True)
 
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
@@ -1203,6 +1230,10 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
     except (ValueError, ImportError) as error:  # a precision that this machine has not
         one_machine = "; on one machine that is 127.0.0.1" if "MASTER_ADDR" in str(error) else ""  # mpirun alone
         stop(" ".join(str(error).split()) + one_machine)
+    if torch.distributed.is_initialized():
+        # kept to the end: were DDP's the last hold on it, letting it go would wait for gloo's threads, while they may
+        # wait for Python, which that holds up (https://github.com/pytorch/pytorch/issues/56297)
+        accelerator.state.process_group = torch.distributed.group.WORLD
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 in the matrix products that are not in mixed precision
     if deepspeed:  # it accumulates and clips itself
@@ -1268,31 +1299,32 @@ def collator(tokenizer: Tokenizer, args: argparse.Namespace, accelerator: Accele
     return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
 
 
-def read_recent(accelerator: Accelerator, progress: Progress, recent: list[tuple]) -> None:
+def read_losses(run: Run) -> None:
     """Bring the losses of the latest steps from the device: the one place where the loop waits for it.
 
     Raises:
         SystemExit: 1, where a loss or a gradient is not finite.
     """
-    if not recent:
+    if not run.unread:
         return
-    rates, losses, norms = zip(*recent, strict=True)
-    losses = accelerator.reduce(torch.stack(losses), "mean").tolist()
+    progress = run.progress
+    rates, losses, norms = zip(*run.unread, strict=True)
+    losses = run.accelerator.reduce(torch.stack(losses), "mean").tolist()
     norms = torch.stack([torch.as_tensor(norm) for norm in norms]).tolist()
     for index, latest in enumerate(zip(rates, losses, norms, strict=True)):
         rate, loss, norm = latest
-        scaled = accelerator.scaler is not None  # in fp16 infinite gradients are the scaler's to deal with
+        scaled = run.accelerator.scaler is not None  # in fp16 infinite gradients are the scaler's to deal with
         if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):
             before = f"; the step before had loss {progress.recent[-1][1]:.4g}" if progress.recent else ""
             stop(
-                f"step {progress.step - len(recent) + index + 1}: the loss is {loss:.4g} and the gradient norm "
+                f"step {progress.step - len(losses) + index + 1}: the loss is {loss:.4g} and the gradient norm "
                 f"{norm:.4g}, at learning rate {rate:.4g}{before}. The usual causes: a --learning_rate too high for "
                 "this model (try a tenth), no warm-up (--warmup_ratio 0.1), fp16 (try --mixed_precision bf16), "
                 "or weights that were broken before. Earlier checkpoints are as they were.",
                 code=1,
             )
         progress.recent.append(list(latest))
-    recent.clear()
+    run.unread.clear()
 
 
 class StopSignal:
@@ -1321,63 +1353,46 @@ class StopSignal:
         return int(number)
 
     def restore(self) -> None:
+        """From here on a signal ends the process at once."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        self.received = 0
 
 
 # --- Evaluation
 
 
-def predict(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    loader: DataLoader,
-    lengths: np.ndarray,
-    stop_signal: StopSignal,
-    what: str = "Evaluating",
-) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+def predict(run: Run, split: str, what: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Logits, float32 [rows, classes], and labels, [rows], of every row once, in the order of the file, on the CPU.
 
-    The labels are None where the data has none; all is None after a signal to stop.
+    The labels are None where the data has none. After a signal to stop the run ends.
     """
+    model = run.final_model
     before = model.training
     model.eval()
     parts = []
-    for batch in progress_bar(what, iterable=loader, leave=False):
-        if stop_signal():
-            return None
+    for batch in progress_bar(what, iterable=run.eval_loaders[split], leave=False):
+        if run.stop_signal():
+            leave(run)
         labels = batch.pop("labels", None)
         with torch.no_grad():  # inference mode is not for XLA
             logits = model(**batch).logits.float()
         rows = (logits,) if labels is None else (logits, labels)
-        parts.append(accelerator.gather_for_metrics(rows))
+        parts.append(run.accelerator.gather_for_metrics(rows))
     model.train(before)
-    place = torch.from_numpy(np.argsort(by_length(lengths)))
+    place = torch.from_numpy(np.argsort(by_length(run.lengths[split])))
     logits, *labels = (torch.cat(column).cpu()[place] for column in zip(*parts, strict=True))
     return logits, labels[0] if labels else None
 
 
-def evaluate_model(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    loaders: dict[str, DataLoader],
-    lengths: dict[str, np.ndarray],
-    task: Task,
-    stop_signal: StopSignal,
-    stop_here: Callable[[], NoReturn],
-) -> dict[str, float]:
+def evaluate_model(run: Run) -> dict[str, float]:
     """`eval_loss` and `eval_<metric>` of each validation split, known to every process; MNLI's second ends in _mm."""
     results: dict[str, float] = {}
-    for name, loader in loaders.items():
-        if is_test(name):
-            continue
-        predicted = predict(accelerator, model, loader, lengths[name], stop_signal)
-        if predicted is None:
-            stop_here()
-        logits, labels = predicted
-        if accelerator.is_main_process:
-            values = judge(task, logits, labels)
-            results |= {f"eval_{metric}{suffix(name)}": value for metric, value in values.items()}
+    for split in [name for name in run.eval_loaders if not is_test(name)]:
+        logits, labels = predict(run, split, "Evaluating")
+        if run.accelerator.is_main_process:
+            values = judge(run.task, logits, labels)
+            results |= {f"eval_{metric}{suffix(split)}": value for metric, value in values.items()}
     results = broadcast_object_list([results])[0]
     if not all(math.isfinite(value) for value in results.values()):
         stop(f"the evaluation gave {results}: the weights are broken. Earlier checkpoints are as they were.", code=1)
@@ -1464,35 +1479,36 @@ def best_metric(args: argparse.Namespace, task: Task) -> str:
     return name
 
 
-def note_best(
-    accelerator: Accelerator, args: argparse.Namespace, model: torch.nn.Module, progress: Progress, metric: str
-) -> None:
-    """Whether the latest evaluation is the best so far; if so, its weights are kept for --load_best_model_at_end."""
+def note_best(run: Run) -> None:
+    """Note whether the latest evaluation is the best so far; if so, keep its weights for --load_best_model_at_end."""
+    progress, metric = run.progress, run.args.metric_for_best_model
     sign = -1 if metric.startswith(("loss", "mse")) else 1
     score, best = progress.results[f"eval_{metric}"], progress.best.get(f"eval_{metric}", -sign * math.inf)
     if sign * score <= sign * best:
         progress.waited += 1
         return
     progress.best, progress.waited = progress.results, 0
-    if args.load_best_model_at_end:
-        weights, aside = whole_weights(accelerator, model), Path(args.output_dir) / ".best.partial"
-        together(accelerator, functools.partial(accelerator.save, weights, aside, safe_serialization=True), aside)
-        if accelerator.is_main_process:
-            aside.replace(Path(args.output_dir) / BEST)
+    if run.args.load_best_model_at_end:
+        weights, aside = whole_weights(run), Path(run.args.output_dir) / ".best.partial"
+        together(run.accelerator, lambda: run.accelerator.save(weights, aside, safe_serialization=True), aside)
+        if run.accelerator.is_main_process:
+            aside.replace(Path(run.args.output_dir) / BEST)
 
 
-def whole_weights(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def whole_weights(run: Run) -> dict[str, torch.Tensor]:
     """The weights by their names in the bare model; where each process has a share of them, only the first has all."""
-    weights = accelerator.get_state_dict(model) or {}
-    if accelerator.device.type == "xla":
+    weights = run.accelerator.get_state_dict(run.final_model) or {}
+    if run.accelerator.device.type == "xla":
         weights = {name: weight.cpu() for name, weight in weights.items()}
     return {name.replace("_orig_mod.", ""): weight for name, weight in weights.items()}  # torch.compile's addition
 
 
-def load_best(accelerator: Accelerator, args: argparse.Namespace, model: torch.nn.Module) -> None:
-    accelerator.wait_for_everyone()
-    weights = load_file(Path(args.output_dir) / BEST)
-    bare = accelerator.unwrap_model(model, keep_torch_compile=False)
+def load_best(run: Run) -> None:
+    best, metric = run.progress.best, run.args.metric_for_best_model
+    say(f"the best model is that of step {best['step']}: {metric} {best[f'eval_{metric}']:.4f}")
+    run.accelerator.wait_for_everyone()
+    weights = load_file(Path(run.args.output_dir) / BEST)
+    bare = run.accelerator.unwrap_model(run.final_model, keep_torch_compile=False)
     whole = contextlib.nullcontext()
     if hasattr(next(bare.parameters()), "ds_id"):  # DeepSpeed's ZeRO-3: each process has a share of each weight
         import deepspeed  # Accelerate's own GatheredParameters does nothing unless the model was also made in shares
@@ -1502,19 +1518,12 @@ def load_best(accelerator: Accelerator, args: argparse.Namespace, model: torch.n
         set_model_state_dict(bare, weights, options=StateDictOptions(full_state_dict=True, strict=False))
 
 
-def write_predictions(
-    accelerator: Accelerator,
-    args: argparse.Namespace,
-    model: torch.nn.Module,
-    loaders: dict[str, DataLoader],
-    lengths: dict[str, np.ndarray],
-    task: Task,
-) -> None:
+def write_predictions(run: Run) -> None:
     """predict_results.csv: label and probabilities of every row; for GLUE the files that its server takes."""
-    folder = Path(args.output_dir)
-    for name in filter(is_test, loaders):
-        logits, _ = predict(accelerator, model, loaders[name], lengths[name], lambda: 0, "Predicting")
-        if not accelerator.is_main_process:
+    args, task, folder = run.args, run.task, Path(run.args.output_dir)
+    for name in filter(is_test, run.eval_loaders):
+        logits, _ = predict(run, name, "Predicting")
+        if not run.accelerator.is_main_process:
             continue
         shares, chosen = probabilities(logits), logits.argmax(-1).tolist()
         if not args.task_name:
@@ -1540,7 +1549,7 @@ def write_predictions(
             writer.writerows([header, *rows])
         say(f"{len(rows)} predictions are in {file}")
     files = [folder / "glue" / f"{name}.tsv" for name in TEST_FILES.values()]
-    if accelerator.is_main_process and all(file.exists() for file in files):
+    if run.accelerator.is_main_process and all(file.exists() for file in files):
         with zipfile.ZipFile(folder / "glue" / "submission.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             for file in files:
                 archive.write(file, file.name)
@@ -1607,7 +1616,7 @@ def open_run(
         if progress.processes != accelerator.num_processes:  # their random numbers cannot go on where they were
             set_seed(args.seed + progress.step, device_specific=True)
     progress.begun = time.perf_counter() - progress.seconds
-    together(accelerator, functools.partial(folder.mkdir, parents=True, exist_ok=True), folder)
+    together(accelerator, lambda: folder.mkdir(parents=True, exist_ok=True), folder)
     if accelerator.is_main_process:
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         needed, free = weights * (4 if args.checkpointing_steps else 1), shutil.disk_usage(folder).free
@@ -1718,36 +1727,26 @@ def together(accelerator: Accelerator, write: Callable[[], object], target: Path
         stop(f"{target} could not be written: {failures[0]}. Earlier checkpoints are as they were.", code=1)
 
 
-def log(
-    accelerator: Accelerator, args: argparse.Namespace, line: dict[str, float], speed: float | None = None
-) -> None:
+def log(run: Run, line: dict[str, float], speed: float | None = None) -> None:
     """One line for log.jsonl and the trackers; of the speed, which no two runs share, only the trackers are told."""
-    if args.output_dir and accelerator.is_main_process:
-        file = Path(args.output_dir) / "log.jsonl"
+    if run.args.output_dir and run.accelerator.is_main_process:
+        file = Path(run.args.output_dir) / "log.jsonl"
         try:
             with open(file, "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(line) + "\n")
         except OSError as error:
             stop(f"{file} could not be written: {error}. Checkpoints are as they were.", code=1)
-    if args.with_tracking:
+    if run.args.with_tracking:
         extra = {"samples_per_second": speed} if speed else {}
-        accelerator.log({name: value for name, value in line.items() if name != "step"} | extra, step=line["step"])
+        run.accelerator.log({name: value for name, value in line.items() if name != "step"} | extra, step=line["step"])
 
 
-def save_checkpoint(
-    accelerator: Accelerator,
-    args: argparse.Namespace,
-    model: torch.nn.Module,
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
-    progress: Progress,
-    recent: list[tuple],
-    sealing: list[tuple[Future, Path]],
-    name: str,
-) -> None:
+def save_checkpoint(run: Run, name: str) -> None:
     """Save all that decides what comes next; a thread seals it, so that it is whole before it has its name."""
-    settle(accelerator, sealing)
-    read_recent(accelerator, progress, recent)
-    shares = [getattr(weight, "ds_tensor", weight).detach() for weight in model.parameters()]  # ZeRO-3's, or the whole
+    accelerator, progress, folder = run.accelerator, run.progress, Path(run.args.output_dir)
+    settle(run)
+    read_losses(run)
+    shares = [getattr(weight, "ds_tensor", weight).detach() for weight in run.model.parameters()]  # ZeRO-3's, or whole
     norm = torch.nn.utils.get_total_norm(shares)
     if not accelerator.reduce(norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite():
         stop(
@@ -1755,9 +1754,8 @@ def save_checkpoint(
             "Earlier checkpoints are as they were.",
             code=1,
         )
-    progress.lr_scheduler, progress.processes = lr_scheduler.state_dict(), accelerator.num_processes
+    progress.lr_scheduler, progress.processes = run.lr_scheduler.state_dict(), accelerator.num_processes
     progress.seconds = time.perf_counter() - progress.begun
-    folder = Path(args.output_dir)
     aside = folder / f".{name}.partial"
 
     def write() -> None:
@@ -1772,8 +1770,8 @@ def save_checkpoint(
         shutil.rmtree(aside, ignore_errors=True)
     accelerator.wait_for_everyone()
     together(accelerator, write, aside)
-    rest = functools.partial(seal, folder, name, args.save_total_limit) if accelerator.is_main_process else int
-    sealing.append((ThreadPoolExecutor(1).submit(rest), aside))
+    rest = (seal, folder, name, run.args.save_total_limit) if accelerator.is_main_process else (int,)
+    run.sealing.append((ThreadPoolExecutor(1).submit(*rest), aside))
 
 
 def seal(folder: Path, name: str, limit: int | None) -> None:
@@ -1797,33 +1795,26 @@ def seal(folder: Path, name: str, limit: int | None) -> None:
             shutil.rmtree(path.rename(folder / f".{path.name}.old"))
 
 
-def settle(accelerator: Accelerator, sealing: list[tuple[Future, Path]]) -> None:
+def settle(run: Run) -> None:
     """Wait for the checkpoint that is being sealed, if there is one."""
-    while sealing:
-        future, aside = sealing.pop()
-        together(accelerator, future.result, aside)
+    while run.sealing:
+        future, aside = run.sealing.pop()
+        together(run.accelerator, future.result, aside)
 
 
-def leave(
-    accelerator: Accelerator,
-    args: argparse.Namespace,
-    progress: Progress,
-    stop_signal: StopSignal,
-    save: Callable[[str], None],
-    sealing: list[tuple[Future, Path]],
-) -> NoReturn:
+def leave(run: Run) -> NoReturn:
     """After a signal: save a checkpoint, say how to go on from it, and end with the signal's exit code."""
-    number = stop_signal()
-    name = signal.Signals(number).name
-    if args.output_dir:
-        save(f"step_{progress.step}")
-        settle(accelerator, sealing)
-        say(f"{name}: saved {Path(args.output_dir) / f'step_{progress.step}'}; to go on:\n{resume_command()}")
+    number, name = run.stop_signal(), f"step_{run.progress.step}"
+    said = signal.Signals(number).name
+    if run.args.output_dir:
+        save_checkpoint(run, name)
+        settle(run)
+        say(f"{said}: saved {Path(run.args.output_dir) / name}; to go on:\n{resume_command()}")
     else:
-        say(f"{name}: stopped after step {progress.step}; nothing is saved without an --output_dir")
-    for known in stop_signal.before:  # the launcher repeats it as soon as one of us has left
+        say(f"{said}: stopped after step {run.progress.step}; nothing is saved without an --output_dir")
+    for known in run.stop_signal.before:  # the launcher repeats it as soon as one of us has left
         signal.signal(known, signal.SIG_IGN)
-    accelerator.end_training()
+    run.accelerator.end_training()
     sys.exit(128 + number)
 
 
@@ -1847,14 +1838,16 @@ def resume_command() -> str:
     return re.sub(gone, "", launch_command(), flags=re.IGNORECASE) + " --resume_from_checkpoint latest"
 
 
-def all_results(args: argparse.Namespace, progress: Progress, floor: dict[str, float], metric: str) -> dict[str, Any]:
+def all_results(run: Run) -> dict[str, Any]:
     """What is known about the run: scores, baselines, times, settings, versions."""
-    results: dict[str, Any] = progress.results | floor
+    args, progress = run.args, run.progress
+    results: dict[str, Any] = progress.results | run.floor
     if progress.best:
         if args.load_best_model_at_end:
             results |= {name: value for name, value in progress.best.items() if name.startswith("eval_")}
         results |= {f"best_{name}": progress.best[name] for name in ("step", "epoch")}
-        results[f"best_{metric}"] = progress.best[f"eval_{metric}"]
+        metric = f"eval_{args.metric_for_best_model}"
+        results[metric.replace("eval_", "best_")] = progress.best[metric]
     if progress.step:
         rows, seconds = progress.step * progress.settings["global_batch_size"], time.perf_counter() - progress.begun
         results["train_loss"] = progress.loss_total / max(progress.loss_count, 1)
@@ -1863,37 +1856,26 @@ def all_results(args: argparse.Namespace, progress: Progress, floor: dict[str, f
     return results | progress.settings | {"versions": versions}
 
 
-def keep_model(
-    accelerator: Accelerator,
-    args: argparse.Namespace,
-    tokenizer: Tokenizer,
-    task: Task,
-    progress: Progress,
-    floor: dict[str, float],
-    metric: str,
-    table: str,
-    model: torch.nn.Module,
-    last: bool,
-) -> dict[str, Any]:
+def keep_model(run: Run, last: bool) -> dict[str, Any]:
     """Save what was trained and its card, and at the `last` all_results.json, in --output_dir; returns the results."""
-    results, folder = all_results(args, progress, floor, metric), Path(args.output_dir or "")
-    weights = whole_weights(accelerator, model)
+    results, folder, main_process = all_results(run), Path(run.args.output_dir or ""), run.accelerator.is_main_process
+    weights = whole_weights(run)
 
     def write() -> None:
-        if accelerator.is_main_process and progress.step:  # else the model is where it was
-            bare = accelerator.unwrap_model(model, keep_torch_compile=False)
+        if main_process and run.progress.step:  # else the model is where it was
+            bare = run.accelerator.unwrap_model(run.final_model, keep_torch_compile=False)
             bare.save_pretrained(folder, state_dict=weights)
-            tokenizer.save_pretrained(folder)
+            run.tokenizer.save_pretrained(folder)
             log_lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-            draw_curve(folder / "training_curve.png", log_lines, task.metrics[0], floor)
-            write_card(accelerator, args, task, results, log_lines, table)
-        if accelerator.is_main_process and last:
+            draw_curve(folder / "training_curve.png", log_lines, run.task.metrics[0], run.floor)
+            write_card(run, results, log_lines)
+        if main_process and last:
             text = json.dumps(results, indent=2, ensure_ascii=False)
             (folder / "all_results.json").write_text(text + "\n", encoding="utf-8")
 
-    if args.output_dir:
-        together(accelerator, write, folder / "model.safetensors")
-        if accelerator.is_main_process and last:
+    if run.args.output_dir:
+        together(run.accelerator, write, folder / "model.safetensors")
+        if main_process and last:
             (folder / BEST).unlink(missing_ok=True)  # it is the model now
     return results
 
@@ -1960,19 +1942,12 @@ print(classify({text}))
 """
 
 
-def write_card(
-    accelerator: Accelerator,
-    args: argparse.Namespace,
-    task: Task,
-    results: dict[str, Any],
-    lines: list[dict[str, float]],
-    table: str,
-) -> None:
+def write_card(run: Run, results: dict[str, Any], lines: list[dict[str, float]]) -> None:
     """README.md in --output_dir: what the model is, its scores, how to use it, how it was made.
 
     Its metadata are those of https://huggingface.co/docs/hub/model-cards.
     """
-    folder, base = Path(args.output_dir), args.model_name_or_path
+    args, task, folder, base = run.args, run.task, Path(run.args.output_dir), run.args.model_name_or_path
     name = (args.hub_model_id or folder.absolute().name).split("/")[-1]
     on_hub = not Path(base).exists()
     dataset = args.dataset_name if not Path(args.dataset_name or "").exists() else None
@@ -2014,8 +1989,8 @@ def write_card(
     settings = {flag: getattr(args, flag) for flag in flags} | {
         "global batch": results["global_batch_size"],
         "optimizer": "AdamW, betas 0.9 and 0.999, epsilon 1e-8",
-        "mixed precision": accelerator.mixed_precision,
-        "run on": hardware(accelerator),
+        "mixed precision": run.accelerator.mixed_precision,
+        "run on": hardware(run.accelerator),
         "seconds": results.get("train_runtime"),
         "versions": ", ".join(f"{module} {version}" for module, version in results["versions"].items()),
     }
@@ -2037,7 +2012,7 @@ def write_card(
         text=json.dumps({"text": sentence, "text_pair": second} if pair else sentence),
         curve="\n![Loss and score by step](training_curve.png)\n" if (folder / "training_curve.png").exists() else "",
         epochs=markdown_table(list(evaluations[0]), [[*row.values()] for row in evaluations]) if evaluations else "",
-        table=table,
+        table=run.table,
         command=launch_command().replace(str(Path.home()), "~"),  # a card may be published
         settings=markdown_table(["", ""], [[name, value] for name, value in settings.items()]),
     )
@@ -2100,41 +2075,30 @@ def summary(args: argparse.Namespace, results: dict[str, Any], task: Task) -> st
     return "\n".join(lines)
 
 
-def share_model(
-    accelerator: Accelerator,
-    args: argparse.Namespace,
-    task: Task,
-    keep: Callable[..., dict[str, Any]],
-    uploads: list[Future],
-    model: torch.nn.Module,
-    message: str,
-    last: bool = False,
-) -> dict[str, Any]:
+def share_model(run: Run, message: str, last: bool = False) -> dict[str, Any]:
     """Save the model; with --push_to_hub upload it in a thread. At the `last` sum the run up; returns the results."""
-    finish_upload(args, uploads)  # it reads the files that are about to be written
-    results = keep(model, last)
-    if args.push_to_hub and accelerator.is_main_process:
+    finish_upload(run)  # it reads the files that are about to be written
+    results, args = keep_model(run, last), run.args
+    if args.push_to_hub and run.accelerator.is_main_process:
         options = {"repo_id": args.hub_model_id, "folder_path": args.output_dir, "token": args.hub_token}
         options |= {"allow_patterns": SHARED, "ignore_patterns": [*NOT_SHARED], "commit_message": message}
-        uploads.append(ThreadPoolExecutor(1).submit(huggingface_hub.upload_folder, **options))
+        run.uploads.append(ThreadPoolExecutor(1).submit(huggingface_hub.upload_folder, **options))
     if last:
-        finish_upload(args, uploads)
-        say(summary(args, results, task))
-        accelerator.end_training()
+        finish_upload(run)
+        say(summary(args, results, run.task))
+        run.accelerator.end_training()
     return results
 
 
-def finish_upload(args: argparse.Namespace, uploads: list[Future]) -> None:
+def finish_upload(run: Run) -> None:
     """Wait for an upload that is under way; the run does not depend on whether it succeeds."""
-    while uploads:
-        if (error := uploads.pop().exception()) is not None:
-            patterns = [("--include", name) for name in SHARED] + [("--exclude", name) for name in NOT_SHARED]
-            again = ["hf", "upload", args.hub_model_id, args.output_dir, ".", *sum(patterns, ())]
+    name, folder = run.args.hub_model_id, run.args.output_dir
+    while run.uploads:
+        if (error := run.uploads.pop().exception()) is not None:
+            patterns = [("--include", shared) for shared in SHARED] + [("--exclude", kept) for kept in NOT_SHARED]
+            again = shlex.join(["hf", "upload", name, folder, ".", *sum(patterns, ())])
             why = str(error.__cause__ or error).partition("\n")[0]
-            say(
-                f"warning: the upload to {args.hub_model_id} failed: {why}\n"
-                f"the model is in {args.output_dir}; to upload it: {shlex.join(again)}"
-            )
+            say(f"warning: the upload to {name} failed: {why}\nthe model is in {folder}; to upload it: {again}")
 
 
 def make_repository(args: argparse.Namespace) -> None:

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from scale import write_rows
 from speed import ROOT, table
@@ -37,22 +36,20 @@ def main() -> None:
     times: dict[str, list[float]] = {"save_state": [], "held": [], "whole": []}
     save = script.save_checkpoint
 
-    def both(accelerator: Any, *others: Any) -> None:
-        sealing = others[-2]
-
+    def both(run: script.Run, name: str) -> None:
         def alone() -> None:
             os.sync()
             begun = time.perf_counter()
-            accelerator.save_state(folder / "alone")
+            run.accelerator.save_state(folder / "alone")
             times["save_state"].append(time.perf_counter() - begun)
             shutil.rmtree(folder / "alone")
 
         def ours() -> None:
             os.sync()
             begun = time.perf_counter()
-            save(accelerator, *others)
+            save(run, name)
             times["held"].append(time.perf_counter() - begun)
-            script.settle(accelerator, sealing)
+            script.settle(run)
             times["whole"].append(time.perf_counter() - begun)
 
         for one in (alone, ours) if len(times["whole"]) % 2 else (ours, alone):

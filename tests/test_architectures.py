@@ -60,7 +60,7 @@ def test_an_architecture_is_trained_saved_and_loaded(
     model = make(kind, tiny_model, tmp_path / "model")
     trained = []
     keep = script.keep_model
-    monkeypatch.setattr(script, "keep_model", lambda *args: trained.append(args[8]) or keep(*args))
+    monkeypatch.setattr(script, "keep_model", lambda run, last: trained.append(run.final_model) or keep(run, last))
     flags = ["--model_name_or_path", model, "--max_train_steps", 2, "--learning_rate", 1e-3, "--logging_steps", 1]
     results = run(*own_files, *flags, "--output_dir", tmp_path / "out")
     assert results["step"] == 2

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, launch, write_csv
@@ -89,7 +90,8 @@ def test_a_model_of_the_hub_is_named_as_the_base(tmp_path: Path) -> None:
     args.output_dir = str(tmp_path)
     task = script.Task(["accuracy"], ["sentence1", "sentence2"], [0, 1], ["yes", "no"])
     results = {"eval_accuracy": 0.5, "global_batch_size": 8, "versions": {}}
-    script.write_card(script.Accelerator(), args, task, results, [], "")
+    run = SimpleNamespace(args=args, accelerator=script.Accelerator(), task=task, table="")
+    script.write_card(run, results, [])
     assert ModelCard.load(tmp_path / "README.md").data.base_model == "bert-base-cased"
     assert "[bert-base-cased](https://huggingface.co/bert-base-cased)" in (tmp_path / "README.md").read_text()
 

@@ -4,6 +4,7 @@ import math
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,7 +80,9 @@ def test_predictions_come_in_file_order(rows: int) -> None:
     in_order = [asked[row] for row in script.by_length(lengths)]
     accelerator = Accelerator(cpu=True)
     loader = accelerator.prepare(DataLoader(in_order, batch_size=4))
-    logits, labels = script.predict(accelerator, Echo(), loader, lengths, lambda: 0)
+    run = SimpleNamespace(accelerator=accelerator, final_model=Echo(), stop_signal=lambda: 0)
+    run.eval_loaders, run.lengths = {"validation": loader}, {"validation": lengths}
+    logits, labels = script.predict(run, "validation", "Evaluating")
     assert labels.tolist() == list(range(rows))
     assert logits[:, 0].tolist() == [float(row) for row in range(rows)]
 

@@ -119,9 +119,9 @@ def test_the_limit_counts_back_from_the_step_that_is_saved(
     kept = []
     save = script.save_checkpoint
 
-    def watched(*args: object) -> None:
-        save(*args)
-        script.settle(args[0], args[-2])
+    def watched(state: script.Run, name: str) -> None:
+        save(state, name)
+        script.settle(state)
         kept.append(sorted(path.name for path in script.checkpoints(tmp_path / "out")))
 
     with pytest.MonkeyPatch.context() as patch:
