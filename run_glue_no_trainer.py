@@ -369,6 +369,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the loop begins, Ctrl-C just ends, without a traceback
     ARGS = parse_args(sys.argv[1:])  # here, so that --help and mistakes need not wait seconds for the imports below
 
 # or torch's C++ warns in each process of what is meant to be so (find_unused_parameters), and of nothing else of use

@@ -423,6 +423,16 @@ def test_a_signal_saves_says_how_to_go_on_and_exits(
     print(f"{RUNS} runs, {stops} of them stopped before their end")
 
 
+def test_ctrl_c_during_the_imports_just_ends(own_files: list, tiny_model: Path, tmp_path: Path) -> None:
+    run = Run(own_files, tiny_model, tmp_path / "out")
+    process = script.psutil.Process(run.process.pid)
+    while not any("libtorch" in loaded.path for loaded in process.memory_maps()):
+        assert run.process.poll() is None
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait() == -signal.SIGINT
+    assert run.output == ""
+
+
 @pytest.mark.slow
 def test_a_second_sigint_ends_at_once(own_files: list, tiny_model: Path, tmp_path: Path) -> None:
     """The first one would wait for the step in hand, which takes longer than this test here."""
