@@ -556,7 +556,6 @@ def read_file(file: str) -> Dataset:
 def parse_csv(file: str) -> dict[str, list[str]]:
     """The cells of a comma- or tab-separated file by column, as text: NA, 007 and 1e5 stay what they are."""
     csv.field_size_limit(2**31 - 1)
-    rows: list[list[str]] = []
     with open(file, encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(lines, delimiter="\t" if file.lower().endswith(".tsv") else ",", strict=True)
         try:
@@ -566,21 +565,22 @@ def parse_csv(file: str) -> dict[str, list[str]]:
                     f"{file} has its columns separated by {other[0]!r}: save it with commas, or as .tsv with tabs "
                     f"(its first line is {header[0]!r})"
                 )
+            columns: list[list[str]] = [[] for _ in header]
             for row in reader:
                 if len(row) != len(header) and row:
                     stop(
                         f"{file}, line {reader.line_num}: {len(row)} cells, but the header has {len(header)} "
                         f"({', '.join(header)}); put cells that hold a separator in double quotes"
                     )
-                if row:
-                    rows.append(row)
+                for column, cell in zip(columns, row, strict=False):  # an empty line has none
+                    column.append(cell)
         except csv.Error as error:
             stop(f"{file}, line {reader.line_num}: {error}; a double quote inside a quoted cell is written twice")
-    if not rows:
+    if not any(columns):
         stop(f"{file} has no rows" + (" beneath its header" if header else ""))
     if twice := [name for name in header if header.count(name) > 1 or not name]:
         stop(f"{file}: the header has {'a column without a name' if not twice[0] else f'two columns {twice[0]!r}'}")
-    return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
+    return dict(zip(header, columns, strict=True))
 
 
 def parse_json(file: str) -> dict[str, list]:
