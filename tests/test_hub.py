@@ -215,6 +215,21 @@ def test_a_failed_upload_ends_nothing_and_says_how_to_repeat_it(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("kind", "code"), [("create", 2), ("commit", 0)])
+def test_a_hub_that_never_answers_is_not_waited_for_for_ever(
+    hub: Hub, tiny_model: Path, own_files: list, tmp_path: Path, kind: str, code: int
+) -> None:
+    hub.fail(kind, "hold")
+    short = "import sys; import run_glue_no_trainer as script; script.HUB_TIMEOUT = 0.5; "
+    short += "script.main(script.parse_args(sys.argv[2:]))"
+    flags = [*own_files, "--output_dir", tmp_path / "out"]
+    ended = push(hub, tiny_model, *flags, launcher=(sys.executable, "-c", short))
+    assert ended.returncode == code, ended.stderr
+    assert "timed out" in (ended.stderr if code else ended.stdout)
+    assert (tmp_path / "out" / "all_results.json").exists() == (code == 0)
+
+
+@pytest.mark.slow
 def test_a_token_that_the_hub_does_not_know_is_an_error_before_training(
     hub: Hub, tiny_model: Path, own_files: list, tmp_path: Path
 ) -> None:

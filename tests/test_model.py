@@ -2,13 +2,16 @@
 
 import json
 import os
+import platform
 import shutil
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import fresh_accelerate, write_csv
+from conftest import ROOT, fresh_accelerate, write_csv
 from transformers import AutoConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 import run_glue_no_trainer as script
@@ -214,3 +217,19 @@ def test_a_new_head_for_regression_starts_at_the_mean(tiny_model: Path, tmp_path
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert script.load_model(arguments(tmp_path), task)[0].classifier.bias.tolist() == [7.0]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc than glibc's")
+def test_memory_that_a_step_frees_is_there_for_the_next_one() -> None:
+    """Tensors of 1 to 47 MB, as in a step: their pages are asked for in the first few of them only."""
+    code = """
+import resource, torch, run_glue_no_trainer as script
+script.keep_memory()
+for _ in range(20):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step = [torch.ones(megabytes << 18) for megabytes in (1, 2, 3, 5, 8, 3, 2, 47)]
+    step = None
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert sum(map(int, ended.stdout.split()[10:])) < 10_000  # of 166,000
