@@ -247,7 +247,7 @@ def other_names(folder: Path, rows: list[dict]) -> list:
 def parquet(folder: Path, rows: list[dict]) -> list:
     scores = [row | {"label": 4.0 * (row["label"] == "positive") + 0.5} for row in rows]
     Dataset.from_list(scores).to_parquet(folder / "t.parquet")
-    return ["--train_file", folder / "t.parquet", "--learning_rate", 1e-2, "--num_train_epochs", 8]
+    return ["--train_file", folder / "t.parquet", "--learning_rate", 1e-2, "--num_train_epochs", 16]
 
 
 @pytest.mark.parametrize("kind", [pairs, tsv, other_names, parquet, shards])

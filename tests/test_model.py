@@ -224,7 +224,7 @@ def test_memory_that_a_step_frees_is_there_for_the_next_one() -> None:
     """Tensors of 1 to 47 MB, as in a step: their pages are asked for in the first few of them only."""
     code = """
 import resource, torch, run_glue_no_trainer as script
-script.keep_memory()
+script.tune_cpu()
 for _ in range(20):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step = [torch.ones(megabytes << 18) for megabytes in (1, 2, 3, 5, 8, 3, 2, 47)]
@@ -233,3 +233,43 @@ for _ in range(20):
 """
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert sum(map(int, ended.stdout.split()[10:])) < 10_000  # of 166,000
+
+
+def on_this_cpu(code: str, **environment: str) -> str:
+    """What `code` prints in a process of its own after `tune_cpu`."""
+    code = f"import os, torch, run_glue_no_trainer as script\nscript.tune_cpu()\n{code}"
+    environment = os.environ | environment
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+PRODUCTS = """
+x, w = torch.randn(500, 384, requires_grad=True), torch.randn(1536, 384, requires_grad=True)
+y = torch.nn.functional.linear(x, w)
+y.backward(y.detach())
+exact = x.double() @ w.double().T
+for made, right in ((y, exact), (x.grad, exact @ w.double()), (w.grad, exact.T @ x.double())):
+    print(((made - right).norm() / right.norm()).item())
+"""
+
+
+def test_products_in_fp32_are_fp32s_whatever_makes_them() -> None:
+    errors = [float(line) for line in on_this_cpu(PRODUCTS).splitlines()]
+    assert len(errors) == 3
+    assert max(errors) < 1e-6  # in bf16 3e-3
+
+
+CPU = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+
+
+@pytest.mark.skipif("AuthenticAMD" not in CPU or "avx512bw" not in CPU, reason="not AMD's CPU with AVX-512")
+def test_on_amds_cpus_onednn_makes_the_products_and_keeps_those_of_64_shapes() -> None:
+    code = """
+x = torch.randn(500, 384)
+for columns in (48, *range(100, 170), 48):
+    x @ torch.randn(384, columns)
+"""
+    lines = [line for line in on_this_cpu(code, ONEDNN_VERBOSE="2").splitlines() if "500x384:384x48," in line]
+    assert sum(",exec," in line for line in lines) == 2
+    assert sum("create:cache_miss" in line for line in lines) == 2  # seventy others came between
+    assert all("src:f32" in line and "wei:f32" in line and "avx512_core," in line for line in lines)
