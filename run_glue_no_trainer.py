@@ -969,7 +969,7 @@ def tune_cpu() -> None:
     """What makes a step on a CPU up to twice as fast, each with its figure in benchmarks/README.md."""
     F.dropout = dropout
     # oneDNN keeps what it has built for each shape of a product: let these be some more than one step has
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8") if sys.platform == "linux" else ""
     if "AuthenticAMD" in cpu and "amx_" not in cpu:
         # MKL leaves half of AMD's AVX-512 unused. With this oneDNN makes the products: it may take bf16 for them,
