@@ -972,8 +972,8 @@ def tune_cpu() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8") if sys.platform == "linux" else ""
     if "AuthenticAMD" in cpu and "amx_" not in cpu:
-        # MKL leaves half of AMD's AVX-512 unused. With this oneDNN makes the products: it may take bf16 for them,
-        # which it does with Intel's matrix units (AMX) alone; without them they stay exact
+        # MKL multiplies without AMD's AVX-512, on Zen 5 at half its speed. So oneDNN shall: it may take bf16 for it,
+        # which it does with Intel's matrix units (AMX) alone; without them the products are those of fp32
         torch.set_float32_matmul_precision("medium")
     if platform.libc_ver()[0] == "glibc":  # malloc shall keep what a step frees for the next one
         malloc = ctypes.CDLL(None)
