@@ -17,7 +17,6 @@ import ctypes
 import difflib
 import gc
 import glob
-import hashlib
 import importlib.util
 import json
 import math
@@ -30,9 +29,7 @@ import signal
 import sys
 import textwrap
 import time
-import uuid
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -53,18 +50,18 @@ GLUE = {  # task: its text columns in nyu-mll/glue
     "stsb": ["sentence1", "sentence2"],
     "wnli": ["sentence1", "sentence2"],
 }
-TEST_FILES = {  # split: its file for GLUE's server; the labels in words where the server wants words
+TEST_FILES = {  # task, or a part of one: its file for GLUE's server
     "cola": "CoLA", "mnli": "MNLI-m", "mnli_mm": "MNLI-mm", "mrpc": "MRPC", "qnli": "QNLI", "qqp": "QQP", "rte": "RTE",
     "sst2": "SST-2", "stsb": "STS-B", "wnli": "WNLI", "ax": "AX",
 }  # fmt: skip
-IN_WORDS = ("mnli", "mnli_mm", "qnli", "rte", "ax")
+IN_WORDS = ("mnli", "mnli_mm", "qnli", "rte", "ax")  # where the server wants the labels in words
 BEST = "best.safetensors"  # the weights of the best evaluation, while training goes on
-NUMBERS = {"int64": r"[+-]?\d{1,18}", "float64": r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"}  # as labels in a .csv
+NUMBERS = {"int64": r"-?\d{1,18}", "float64": r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"}  # as labels in a .csv
 SHARED = ["*.safetensors", "*.json", "*.jsonl", "vocab.txt", "merges.txt", "*.model", "README.md", "*.png"]  # uploaded
 NOT_SHARED = ["*/*", ".*", BEST]  # checkpoints, predictions, trackers' logs
 HUB_TIMEOUT = 120.0  # seconds without a byte; by itself the client would wait for ever
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-METRICS = {  # what each task is scored with; the tasks not named here by accuracy
+METRICS = {  # what each task, or kind of own data, is scored with; the tasks not named here by accuracy
     "cola": ["matthews_correlation"],
     "mrpc": ["accuracy", "f1"],
     "qqp": ["accuracy", "f1"],
@@ -102,13 +99,13 @@ LAUNCHERS = {  # where a launcher says how many processes it has started: where 
 
 
 def stop(message: str, code: int = 2) -> NoReturn:
-    """End the run with one line about something that the user can mend. Of several processes, the first speaks."""
+    """End the run with a line on what the user can mend (2) or what befell it (1). One of several processes speaks."""
     if next((os.environ[rank] for rank in LAUNCHERS.values() if rank in os.environ), "0") != "0":
         time.sleep(2)  # the launcher ends all processes as soon as one has left: let the first finish its sentence
-        sys.exit(code)
-    write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print  # above a progress bar
-    write(f"{Path(__file__).name}: error: {message}", file=sys.stderr)
-    sys.stderr.flush()
+    else:
+        message += " Earlier checkpoints are as they were." * (code == 1)
+        write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print  # above a progress bar
+        write(f"{Path(__file__).name}: error: {message}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -126,7 +123,7 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], fl
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"takes a {'whole ' * (kind is int)}number, not {text!r}") from None
-        if not low <= value <= high or not math.isfinite(value):
+        if not low <= value <= min(high, sys.float_info.max):
             most = f" and at most {high:g}" if high < math.inf else ""
             raise argparse.ArgumentTypeError(f"must be at least {low:g}{most}, not {text}")
         return value
@@ -210,7 +207,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--metric_for_best_model", metavar="NAME", help="loss or a metric (default: the task's first)")
     add("--early_stopping_patience", type=positive, metavar="N", help="stop after N evaluations that are not better")
     add("--mixed_precision", choices=["no", "fp16", "bf16", "fp8"], help="(default: what `accelerate config` says)")
-    add("--seed", type=count, default=42, metavar="N", help="of the new head, the order of the data and dropout")
+    add("--seed", type=number(int, 0, 2**31), default=42, metavar="N", help="of the new head, data order and dropout")
 
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", metavar="DIR", help="where model, results and checkpoints go; nothing is saved without it")
@@ -235,23 +232,22 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         SystemExit: 2, after one line that names the flag and what would be right; 0 after --help.
     """
     parser = build_parser()
-    first = Parser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    config = first.parse_known_args(argv)[0].config
-    args = parser.parse_args([*(read_config(config, parser) if config else []), *argv])
+    args = parser.parse_args(argv)
+    if args.config:
+        args = parser.parse_args([*read_config(args.config, parser), *argv])
 
     if not args.model_name_or_path:
         stop("--model_name_or_path is needed: a hub id such as bert-base-cased or a local folder with a model")
-    if re.match(r"[./~]", args.model_name_or_path) and not Path(args.model_name_or_path).expanduser().is_dir():
+    if re.match(r"[./~]", args.model_name_or_path) and not Path(args.model_name_or_path).is_dir():
         stop(f"--model_name_or_path {args.model_name_or_path}: there is no such folder")
-    files = ("train_file", "validation_file", "test_file")
-    files = {flag: getattr(args, flag) for flag in files if getattr(args, flag)}
+    files = {flag: names for flag, names in vars(args).items() if flag.endswith("_file") and names}
+    trains = bool(args.num_train_epochs or args.max_train_steps)
     source = next((f"--{flag}" for flag in ("task_name", "dataset_name") if getattr(args, flag)), None)
     if source and files:
         stop(f"{source} and --{next(iter(files))} exclude each other: {source} brings its own data")
-    if not source and "train_file" not in files and (args.num_train_epochs > 0 or not files):
+    if not source and "train_file" not in files and (trains or not files):
         stop(f"what to train on? Give --task_name ({', '.join(GLUE)}), --dataset_name or --train_file")
-    if args.task_name == "ax" and not (args.do_predict and args.num_train_epochs == 0):
+    if args.task_name == "ax" and (trains or not args.do_predict):
         stop("--task_name ax is a test set: give --num_train_epochs 0 --do_predict and a model of mnli")
     if args.task_name and (args.text_column_names or args.label_column_name != "label"):
         stop("--text_column_names and --label_column_name are for your own data: GLUE's columns are known")
@@ -278,7 +274,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     for_hub = ("hub_model_id", "hub_token", "hub_private_repo")
     if not args.push_to_hub and (idle := [f"--{flag}" for flag in for_hub if getattr(args, flag)]):
         stop(f"{idle[0]} is for --push_to_hub, which is not given")
-    if args.push_to_hub and args.num_train_epochs == 0 and not args.max_train_steps:
+    if args.push_to_hub and not trains:
         stop("--push_to_hub pushes what was trained; a folder with a model: hf upload you/name FOLDER")
     if args.hub_token and not re.fullmatch(r"[!-~]+", args.hub_token):
         stop("--hub_token: a token has no spaces and nothing but ASCII")  # the client would show it in its message
@@ -289,14 +285,14 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def find_files(flag: str, name: str) -> list[str]:
     """The files that a value of --train_file, --validation_file or --test_file stands for."""
-    found = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) and not Path(name).exists() else [name]
+    found = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) and not os.path.exists(name) else [name]
     if not found:
         stop(f"--{flag} {name}: no file has a name like that")
     for file in found:
-        if Path(file).is_dir():
+        if os.path.isdir(file):
             stop(f"--{flag} {file} is a folder; its files are '{Path(file) / '*.csv'}' or the like")
-        if not Path(file).is_file():
-            stop(f"--{flag} {file}: there is no such file")
+        if not os.access(file, os.R_OK):
+            stop(f"--{flag} {file}: there is no such file, or it may not be read")
         if Path(file).suffix.lower() not in SUFFIXES:
             stop(f"--{flag} {file}: can read {' '.join(SUFFIXES)}, told by the end of the name")
     return found
@@ -313,13 +309,12 @@ def read_config(file: str, parser: argparse.ArgumentParser) -> list[str]:
     known = [name.lstrip("-") for name in parser._option_string_actions if name not in ("-h", "--help", "--config")]
     if not isinstance(values, dict):
         stop(f"--config {file}: must hold lines such as `learning_rate: 5e-5`")
+    flags: list[str] = []
     for key, value in values.items():
         if key not in known:
             stop(f"--config {file}: there is no flag {key!r}{suggestion(str(key), known)}")
-        if isinstance(value, dict) or (isinstance(value, list) and not key.endswith("_file")):
+        if isinstance(value, dict) or (isinstance(value, list) and not key.endswith(("_file", "_names"))):
             stop(f"--config {file}: {key} takes one value, not {value}")
-    flags: list[str] = []
-    for key, value in values.items():
         if isinstance(value, list):
             flags += [f"--{key}", *map(str, value)]
         elif value is not None:
@@ -328,30 +323,22 @@ def read_config(file: str, parser: argparse.ArgumentParser) -> list[str]:
 
 
 def check_output_dir(folder: Path, args: argparse.Namespace) -> None:
-    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if os.path.exists(path))
     if not existing.is_dir():
         stop(f"--output_dir {folder}: {existing} is a file, not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         stop(f"--output_dir {folder}: {existing} cannot be written to")
-    earlier = (folder / "log.jsonl").exists()
-    if args.resume_from_checkpoint == "latest":  # with nothing there yet it is a first start: restarts are easy
-        earlier = (folder / "all_results.json").exists() and not checkpoints(folder)
-    elif args.resume_from_checkpoint:
-        earlier = False
-        if not (Path(args.resume_from_checkpoint) / "progress.json").is_file():
-            stop(
-                f"--resume_from_checkpoint {args.resume_from_checkpoint}: there is no checkpoint of this script there"
-            )
-    if earlier and args.resume_from_checkpoint and not args.overwrite_output_dir:
-        stop(
-            f"--output_dir {folder} holds a run that has ended and no checkpoint to go on from; "
-            "replace it with --overwrite_output_dir, or name another folder"
-        )
-    if earlier and not args.overwrite_output_dir:
-        stop(
-            f"--output_dir {folder} holds an earlier run: continue it with --resume_from_checkpoint latest if it has "
-            "checkpoints, replace it with --overwrite_output_dir, or name another folder"
-        )
+    resume, instead = args.resume_from_checkpoint, "replace it with --overwrite_output_dir, or name another folder"
+    if resume and resume != "latest" and not os.path.isfile(Path(resume) / "progress.json"):
+        stop(f"--resume_from_checkpoint {resume}: there is no checkpoint of this script there")
+    if args.overwrite_output_dir:
+        return
+    # `latest` with nothing there yet is a first start: restarts are easy
+    if resume == "latest" and (folder / "all_results.json").exists() and not checkpoints(folder):
+        stop(f"--output_dir {folder} holds a run that has ended and no checkpoint to go on from; {instead}")
+    if not resume and (folder / "log.jsonl").exists():
+        go_on = "continue it with --resume_from_checkpoint latest if it has checkpoints"
+        stop(f"--output_dir {folder} holds an earlier run: {go_on}, {instead}")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -390,20 +377,10 @@ import pyarrow.csv
 import torch
 import transformers
 import xxhash
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import (
-    DataLoaderConfiguration,
-    DistributedDataParallelKwargs,
-    DynamoBackend,
-    GradientAccumulationPlugin,
-    LoggerType,
-    broadcast_object_list,
-    is_torch_xla_available,
-    set_seed,
-)
+from accelerate.utils import DynamoBackend, GradientAccumulationPlugin, LoggerType, broadcast_object_list, set_seed
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset
-from datasets.arrow_writer import ArrowWriter
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -477,7 +454,7 @@ def load_data(args: argparse.Namespace) -> tuple[dict[str, Dataset], Task]:
     if labelled and not args.task_name:
         labelled = type_labels(labelled, args)
     task = find_task(labelled, text_columns, args)
-    if "validation" not in labelled and "train" in labelled and not args.task_name:
+    if labelled.keys() == {"train"}:
         labelled |= hold_out(labelled["train"], args.seed)
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
     splits = labelled | {name: data for name, data in splits.items() if is_test(name)}
@@ -515,7 +492,7 @@ def read(source: str, *args: str, **options: Any) -> DatasetDict | Dataset:
     """`load_dataset(*args, **options)`, which names `source` where it cannot be read."""
     try:
         return load_dataset(*args, **options)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
         stop(f"{source} could not be read: {' '.join(str(error.__cause__ or error).split())}")
 
 
@@ -528,7 +505,7 @@ def read_files(files: list[str]) -> Dataset:
             stop(f"{file} has the columns {columns[0]}, but {files[0]} has {columns[1]}")
         for column, feature in part.features.items():
             if feature != parts[0].features[column]:  # such as whole numbers in one and fractions in the other
-                kinds = f"{feature.dtype}, but that of {files[0]} {parts[0].features[column].dtype}"
+                kinds = f"{feature}, but that of {files[0]} {parts[0].features[column]}"
                 stop(f"{file}: column {column} holds {kinds}")
     return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
 
@@ -550,9 +527,8 @@ def read_file(file: str) -> Dataset:
             stop(f"{file} holds a character that is cut in half (a lone surrogate, \\ud800 to \\udfff)")
         cache.mkdir(parents=True, exist_ok=True)
         aside = cached.with_suffix(f".{os.getpid()}")
-        with ArrowWriter(path=str(aside), schema=table.schema) as writer:
-            writer.write_table(table)
-            writer.finalize()
+        with pa.ipc.new_stream(str(aside), table.schema) as writer:
+            writer.write_table(table, max_chunksize=1000)
         aside.replace(cached)
     return Dataset.from_file(str(cached))
 
@@ -618,23 +594,20 @@ def parse_json(file: str) -> pa.Table:
             whole = json.loads(text)
             rows = whole.get("data", [whole]) if isinstance(whole, dict) else whole
         except json.JSONDecodeError as error:
-            lines = text.splitlines()
-            if text.lstrip()[:1] != "{" or len(lines) < 2:
-                raise ValueError(f"line {error.lineno}: {error.msg}") from None
+            if text.lstrip()[:1] != "{" or len(text.splitlines()) < 2:
+                stop(f"{file}, line {error.lineno}: {error.msg}")
             rows = []
             for number, line in enumerate(text.split("\n"), 1):
                 try:
                     rows += [json.loads(line)] if line.strip() else []
                 except json.JSONDecodeError as wrong:
-                    raise ValueError(f"line {number}: {wrong.msg} at column {wrong.colno}") from None
-        if not isinstance(rows, list):
-            raise ValueError("it holds neither objects in lines nor a list of them")
-        if wrong := [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]:
-            raise ValueError(f'row {wrong[0]} is not an object such as {{"text": "...", "label": "..."}}')
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UnicodeError):
-            raise
-        stop(f"{file}, {error}" if str(error).startswith(("line", "row")) else f"{file}: {error}")
+                    stop(f"{file}, line {number}: {wrong.msg} at column {wrong.colno}")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deep
+        stop(f"{file}: {error}")
+    if not isinstance(rows, list):
+        stop(f"{file}: it holds neither objects in lines nor a list of them")
+    if wrong := [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]:
+        stop(f'{file}, row {wrong[0]} is not an object such as {{"text": "...", "label": "..."}}')
     if not rows:
         stop(f"{file} has no rows")
     names = dict.fromkeys(name for row in rows for name in row)
@@ -643,14 +616,12 @@ def parse_json(file: str) -> pa.Table:
 
 def to_arrow(values: list) -> pa.Array:
     """Booleans, whole numbers and numbers where all values are such; everything else as text."""
-    kinds = {type(value) for value in values if value is not None}
-    kind = {frozenset([bool]): pa.bool_(), frozenset([int]): pa.int64()}.get(frozenset(kinds))
-    if kinds and kinds <= {int, float}:
-        kind = kind or pa.float64()
-    try:
-        return pa.array(values, kind or pa.string())
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return pa.array([v if v is None or isinstance(v, str) else json.dumps(v) for v in values], pa.string())
+    kinds = {type(value) for value in values} - {type(None)}
+    with contextlib.suppress(pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        array = pa.array(values)
+        if kinds in ({bool}, {str}) or (kinds <= {int, float} and array.type in (pa.int64(), pa.float64())):
+            return array
+    return pa.array([v if v is None or isinstance(v, str) else json.dumps(v) for v in values], pa.string())
 
 
 def cast(data: Dataset, column: str, kind: str, name: str) -> Dataset:
@@ -678,14 +649,14 @@ def type_labels(splits: dict[str, Dataset], args: argparse.Namespace) -> dict[st
     file = (args.train_file or args.validation_file or [""])[0].lower()
     if kind == "string" and file.endswith((".csv", ".tsv")):
         written = first.unique("label")
-        fits = [n for n, form in NUMBERS.items() if all(re.fullmatch(form, x.strip(), re.ASCII) for x in written)]
+        fits = [n for n, form in NUMBERS.items() if all(re.fullmatch(form, x, re.ASCII) for x in written)]
         kind = fits[0] if fits else kind
     if kind == "bool" or kind in ("large_string", "string_view"):
         kind = "string"
     for name, data in splits.items():
         if kind in NUMBERS and data.features["label"].dtype == "string":
             for row, label in enumerate(data["label"][:]):
-                if not re.fullmatch(NUMBERS[kind], label.strip(), re.ASCII):
+                if not re.fullmatch(NUMBERS[kind], label, re.ASCII):
                     stop(f"row {row + 1} of the {name} data has the label {label!r}; the training labels are numbers")
         if data.features["label"].dtype != kind:
             splits[name] = cast(data, "label", kind, name)
@@ -725,7 +696,8 @@ def find_task(splits: dict[str, Dataset], text_columns: list[str], args: argpars
         warn_of_labels(Counter(map(str, train["label"][:])))
     for name, data in splits.items():
         found = set(data.unique("label"))  # numbers up to 1e18: their squares fit float32
-        if unknown := found - set(values) if values else {x for x in found if not abs(x) <= 1e18}:
+        known = set(values) if values else {x for x in found if not isinstance(x, str) and abs(x) <= 1e18}
+        if unknown := found - known:
             row = next(row for row, label in enumerate(data["label"][:]) if label in unknown or label != label)
             why = "is not a number to learn (from -1e18 to 1e18)" if values is None else "was never trained"
             stop(f"row {row + 1} of the {name} data has the label {data[row]['label']!r}, which {why}")
@@ -733,7 +705,6 @@ def find_task(splits: dict[str, Dataset], text_columns: list[str], args: argpars
         mean = float(np.mean(numbers(train, "label"))) if train else 0.0
         return Task(METRICS[args.task_name or "regression"], text_columns, None, None, mean=mean)
     own = "two classes" if len(values) == 2 else "classes"
-    own = "classes" if args.task_name else own
     metrics = METRICS.get(args.task_name or own, ["accuracy"])
     return Task(metrics, text_columns, values, labels, list(labels))
 
@@ -759,7 +730,7 @@ def labels_of_model(args: argparse.Namespace) -> list[str] | None:
         )
     except (OSError, ValueError) as error:
         stop(f"--model_name_or_path {args.model_name_or_path}: {' '.join(str(error).split())}")
-    return [config.id2label[index] for index in range(config.num_labels)] if config.num_labels > 1 else None
+    return [str(config.id2label[index]) for index in range(config.num_labels)] if config.num_labels > 1 else None
 
 
 def match_labels(labels: list[str], data: Dataset | None) -> list[Any]:
@@ -797,13 +768,8 @@ def tokenize(
         return batch
 
     workers = args.preprocessing_num_workers or min(os.cpu_count() or 1, 8, 1 + len(data) // 100_000)
-    data = data.map(
-        encode,
-        batched=True,
-        remove_columns=data.column_names,
-        num_proc=workers if workers > 1 else None,
-        desc=f"Tokenizing {name}",
-    )
+    how = {"remove_columns": data.column_names, "num_proc": workers if workers > 1 else None}
+    data = data.map(encode, batched=True, desc=f"Tokenizing {name}", **how)
     return data.remove_columns("length"), numbers(data, "length")
 
 
@@ -813,12 +779,12 @@ def numbers(data: Dataset, column: str) -> np.ndarray:
 
 def fingerprint(data: Dataset) -> str:
     """16 hexadecimal digits that change with any token or label of any row, and with the order of the rows."""
-    digest = hashlib.sha256()
+    digest = xxhash.xxh3_64()
     for table in data.with_format("arrow").iter(batch_size=10_000):
         tokens = table["input_ids"].combine_chunks()
         for values in (tokens.value_lengths(), tokens.flatten(), table["labels"]):
             digest.update(values.to_numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def describe(data: dict[str, Dataset], lengths: dict[str, np.ndarray], task: Task, max_length: int) -> str:
@@ -1044,8 +1010,7 @@ class Progress:
     step: int = 0  # optimizer steps taken
     epoch: int = 0  # epochs completed, with their evaluation
     batch: int = 0  # global batches of the current epoch that are done, steps skipped by the fp16 scaler included
-    recent: list[list[float]] = field(default_factory=list)  # of each global batch since the last line of the log:
-    #                                                          its learning rate, its mean loss, its gradient norm
+    recent: list[list[float]] = field(default_factory=list)  # since the last line of the log: rate, mean loss, norm
     loss_total: float = 0.0  # of all global batches up to the last line of the log
     loss_count: int = 0
     lr_scheduler: dict[str, Any] = field(default_factory=dict)  # its state
@@ -1056,7 +1021,7 @@ class Progress:
     best: dict[str, float] = field(default_factory=dict)  # of the best one
     waited: int = 0  # evaluations since
     settings: dict[str, Any] = field(default_factory=dict)  # what a resumed run must not change
-    run: str = field(default_factory=lambda: uuid.uuid4().hex[:8])  # its name for trackers, which a resumed run keeps
+    run: str = field(default_factory=lambda: os.urandom(4).hex())  # its name for trackers, which a resumed run keeps
     mark: tuple[int, float] = (0, 0.0)  # the step and the time that speed is counted from
 
     def position(self, sampler: GlobalBatchSampler) -> dict[str, float]:
@@ -1092,8 +1057,7 @@ class Run:
     table: str  # of the data
     progress: Progress
     stop_signal: "StopSignal"
-    unread: list[tuple] = field(default_factory=list)  # the steps since the last look at the device: learning rate,
-    #                                                    loss and gradient norm
+    unread: list[tuple] = field(default_factory=list)  # steps still on the device: learning rate, loss, gradient norm
     sealing: list[tuple[Future, Path]] = field(default_factory=list)  # the checkpoint that a thread is writing down
     uploads: list[Future] = field(default_factory=list)
 
@@ -1136,7 +1100,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
         eval_loaders[name] = accelerator.prepare(
             DataLoader(in_order, batch_size=args.per_device_eval_batch_size, **loading)
         )
-    accelerator._dataloaders.clear()  # Progress knows where they are; Accelerate, on XLA, fails to save it
+    accelerator._dataloaders.clear()  # Progress knows where they are; on XLA Accelerate fails to save their state
 
     num_epochs, max_steps = args.num_train_epochs, args.num_train_epochs * sampler.steps_per_epoch
     if args.max_train_steps:
@@ -1153,8 +1117,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     lr_scheduler = transformers.get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, max_steps)
 
     set_seed(args.seed, device_specific=True)  # dropout differs from one process to the next
-    fixed = {name: getattr(args, name) for name in ("seed", "weight_decay", "max_grad_norm", "no_group_by_length")}
-    fixed |= {
+    fixed = {name: getattr(args, name) for name in ("seed", "weight_decay", "max_grad_norm", "no_group_by_length")} | {
         "global_batch_size": global_batch,
         "schedule": name_schedule(args, warmup_steps, max_steps),
         "data": fingerprint(train_data),
@@ -1246,7 +1209,6 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
     """The devices, the precision and the processes, as the launcher or the flags say."""
-    logging_to = None
     if args.with_tracking:
         known, installed = LoggerType.list(), [str(tracker) for tracker in get_available_trackers()]
         if args.report_to not in known:
@@ -1254,9 +1216,8 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
         if args.report_to not in ("all", *installed) or not installed:
             missing = "tensorboard" if args.report_to == "all" else args.report_to
             stop(f"--report_to {args.report_to}: not installed; pip install {missing} brings it")
-        logging_to = args.report_to
     # several processes on a machine without an accelerator are one run only if Accelerate is told that it is a CPU run
-    no_accelerator = not (torch.accelerator.is_available() or is_torch_xla_available())
+    no_accelerator = not (torch.accelerator.is_available() or accelerate.utils.is_torch_xla_available())
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"  # says `accelerate launch`
     try:
         PartialState(cpu=no_accelerator)
@@ -1268,7 +1229,7 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
             # DDP would sort its buckets anew after the first step, also the first after a resume: other rounding
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=no_accelerator)],
-            log_with=logging_to,
+            log_with=args.report_to if args.with_tracking else None,
             project_dir=args.output_dir,
         )
     except (ValueError, ImportError) as error:  # a precision that this machine has not
@@ -1318,13 +1279,10 @@ def progress_bar(what: str, **options: Any) -> tqdm:
 
 def show(bar: tqdm, line: dict[str, float], speed: float) -> None:
     """The latest loss and learning rate: beside the bar, or where there is none, as in a log file, on a line."""
+    loss, rate = f"{line['loss']:.4f}", f"{line['learning_rate']:.2e}"
+    bar.set_postfix(loss=loss, lr=rate)  # of a bar that is not shown, nothing
     if bar.disable:
-        loss, rate = line["loss"], line["learning_rate"]
-        say(
-            f"step {line['step']} of {bar.total}: loss {loss:.4f}, learning rate {rate:.2e}, {speed:.0f} rows a second"
-        )
-    else:
-        bar.set_postfix(loss=f"{line['loss']:.4f}", lr=f"{line['learning_rate']:.2e}")
+        say(f"step {line['step']} of {bar.total}: loss {loss}, learning rate {rate}, {speed:.0f} rows a second")
 
 
 def by_length(lengths: np.ndarray) -> np.ndarray:
@@ -1354,8 +1312,7 @@ def read_losses(run: Run) -> None:
     rates, losses, norms = zip(*run.unread, strict=True)
     losses = run.accelerator.reduce(torch.stack(losses), "mean").tolist()
     norms = torch.stack([torch.as_tensor(norm) for norm in norms]).tolist()
-    for index, latest in enumerate(zip(rates, losses, norms, strict=True)):
-        rate, loss, norm = latest
+    for index, (rate, loss, norm) in enumerate(zip(rates, losses, norms, strict=True)):
         scaled = run.accelerator.scaler is not None  # in fp16 infinite gradients are the scaler's to deal with
         if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):
             before = f"; the step before had loss {progress.recent[-1][1]:.4g}" if progress.recent else ""
@@ -1363,10 +1320,10 @@ def read_losses(run: Run) -> None:
                 f"step {progress.step - len(losses) + index + 1}: the loss is {loss:.4g} and the gradient norm "
                 f"{norm:.4g}, at learning rate {rate:.4g}{before}. The usual causes: a --learning_rate too high for "
                 "this model (try a tenth), no warm-up (--warmup_ratio 0.1), fp16 (try --mixed_precision bf16), "
-                "or weights that were broken before. Earlier checkpoints are as they were.",
+                "or weights that were broken before.",
                 code=1,
             )
-        progress.recent.append(list(latest))
+        progress.recent.append([rate, loss, norm])
     run.unread.clear()
 
 
@@ -1438,7 +1395,7 @@ def evaluate_model(run: Run) -> dict[str, float]:
             results |= {f"eval_{metric}{suffix(split)}": value for metric, value in values.items()}
     results = broadcast_object_list([results])[0]
     if not all(math.isfinite(value) for value in results.values()):
-        stop(f"the evaluation gave {results}: the weights are broken. Earlier checkpoints are as they were.", code=1)
+        stop(f"the evaluation gave {results}: the weights are broken.", code=1)
     return results
 
 
@@ -1475,9 +1432,7 @@ class GlueMetric(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         value = Value("float64" if self.config_name == "regression" else "int64")
         features = Features({"predictions": value, "references": value})
-        return evaluate.MetricInfo(
-            description=self.__doc__, citation="", inputs_description="", features=features, format="numpy"
-        )
+        return evaluate.MetricInfo(description=self.__doc__, citation="", features=features, format="numpy")
 
     def _compute(
         self, predictions: np.ndarray, references: np.ndarray, names: list[str], positive: int
@@ -1570,14 +1525,11 @@ def write_predictions(run: Run) -> None:
             continue
         shares, chosen = probabilities(logits), logits.argmax(-1).tolist()
         if not args.task_name:
-            file = folder / "predict_results.csv"
-            header = [
-                "label",
-                *(["probability", *(f"probability_{label}" for label in task.labels)] if task.labels else []),
-            ]
+            file, header = folder / "predict_results.csv", ["label"]
             rows = [[value] for value in logits[:, 0].tolist()]
             if task.labels:
-                rows = [[task.labels[k], row[k].item(), *row.tolist()] for k, row in zip(chosen, shares, strict=True)]
+                header += ["probability", *(f"probability_{label}" for label in task.labels)]
+                rows = [[task.labels[k], row[k], *row] for k, row in zip(chosen, shares.tolist(), strict=True)]
         else:
             split = {"test_mismatched": "mnli_mm", "ax": "ax"}.get(name, args.task_name)
             file, header = folder / "glue" / f"{TEST_FILES[split]}.tsv", ["index", "prediction"]
@@ -1622,16 +1574,12 @@ def name_schedule(args: argparse.Namespace, warmup_steps: int, max_steps: int) -
 def name_model(model: Model) -> str:
     """What a checkpoint has to fit: architecture, size and configuration, wherever the model was loaded from."""
     config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    number = zlib.crc32(json.dumps(config, sort_keys=True, default=str).encode())
-    return f"{type(model).__name__} of {model.num_parameters():,} parameters, configuration {number:08x}"
+    number = xxhash.xxh32_hexdigest(json.dumps(config, sort_keys=True, default=str).encode())
+    return f"{type(model).__name__} of {model.num_parameters():,} parameters, configuration {number}"
 
 
 def open_run(
-    args: argparse.Namespace,
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
-    settings: dict[str, Any],
+    args: argparse.Namespace, accelerator: Accelerator, model: torch.nn.Module, lr_scheduler: Any, settings: dict
 ) -> Progress:
     """Make or clear --output_dir, start the trackers, and go to where --resume_from_checkpoint left off."""
     progress = Progress(settings=settings)
@@ -1653,6 +1601,8 @@ def open_run(
                     f"--resume_from_checkpoint {checkpoint}: {name} was {was} there and is {value} here; "
                     "take the same, or start a new run in another --output_dir"
                 )
+        if args.load_best_model_at_end and not (checkpoint / BEST).exists():  # the run did not keep it before
+            progress.best = {}
         accelerator.load_state(checkpoint)
         accelerator.step = 0  # counts device batches; a checkpoint is always between two global batches
         lr_scheduler.load_state_dict(progress.lr_scheduler)
@@ -1766,8 +1716,8 @@ def together(accelerator: Accelerator, write: Callable[[], object], target: Path
     failures = [bytes(row).decode(errors="ignore").strip() for row in accelerator.gather(said).tolist()]
     if failures := [text for text in failures if text]:
         if target.name.endswith(".partial"):
-            shutil.rmtree(target, ignore_errors=True)
-        stop(f"{target} could not be written: {failures[0]}. Earlier checkpoints are as they were.", code=1)
+            shutil.rmtree(target, ignore_errors=True) if target.is_dir() else target.unlink(missing_ok=True)
+        stop(f"{target} could not be written: {failures[0]}.", code=1)
 
 
 def log(run: Run, line: dict[str, float], speed: float | None = None) -> None:
@@ -1778,7 +1728,7 @@ def log(run: Run, line: dict[str, float], speed: float | None = None) -> None:
             with open(file, "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(line) + "\n")
         except OSError as error:
-            stop(f"{file} could not be written: {error}. Checkpoints are as they were.", code=1)
+            stop(f"{file} could not be written: {error}.", code=1)
     if run.args.with_tracking:
         extra = {"samples_per_second": speed} if speed else {}
         run.accelerator.log({name: value for name, value in line.items() if name != "step"} | extra, step=line["step"])
@@ -1792,11 +1742,7 @@ def save_checkpoint(run: Run, name: str) -> None:
     shares = [getattr(weight, "ds_tensor", weight).detach() for weight in run.model.parameters()]  # ZeRO-3's, or whole
     norm = torch.nn.utils.get_total_norm(shares)
     if not accelerator.reduce(norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite():
-        stop(
-            f"step {progress.step}: the weights are not finite; try a lower --learning_rate. "
-            "Earlier checkpoints are as they were.",
-            code=1,
-        )
+        stop(f"step {progress.step}: the weights are not finite; try a lower --learning_rate.", code=1)
     progress.lr_scheduler, progress.processes = run.lr_scheduler.state_dict(), accelerator.num_processes
     progress.seconds = time.perf_counter() - progress.begun
     aside = folder / f".{name}.partial"
@@ -1813,6 +1759,7 @@ def save_checkpoint(run: Run, name: str) -> None:
         shutil.rmtree(aside, ignore_errors=True)
     accelerator.wait_for_everyone()
     together(accelerator, write, aside)
+    # of several processes the others have nothing to seal
     rest = (seal, folder, name, run.args.save_total_limit) if accelerator.is_main_process else (int,)
     run.sealing.append((ThreadPoolExecutor(1).submit(*rest), aside))
 
@@ -1820,12 +1767,9 @@ def save_checkpoint(run: Run, name: str) -> None:
 def seal(folder: Path, name: str, limit: int | None) -> None:
     """Flush `.<name>.partial` in `folder` to the disk with its files' checksums, give it its name, drop the oldest."""
     aside, old = folder / f".{name}.partial", folder / f".{name}.old"
-    sums = {}
-    for file, path in files_in(aside).items():
-        sums[file] = checksum(path)
-        to_disk(path)
+    sums = {file: checksum(path) for file, path in files_in(aside).items()}
     (aside / "checksums.json").write_text(json.dumps(sums, indent=2), encoding="utf-8")
-    for path in [aside / "checksums.json", *(path for path in aside.rglob("*") if path.is_dir()), aside]:
+    for path in [*aside.rglob("*"), aside]:
         to_disk(path)
     if (folder / name).exists():
         (folder / name).rename(old)
@@ -1994,7 +1938,7 @@ def write_card(run: Run, results: dict[str, Any], lines: list[dict[str, float]])
     on_hub = not Path(base).exists()
     dataset = args.dataset_name if not Path(args.dataset_name or "").exists() else None
     dataset = "nyu-mll/glue" if args.task_name else dataset
-    files = [Path(file).name for file in args.train_file or args.validation_file or args.test_file or []]
+    files = [Path(file).name for file in args.train_file or []]
     data = f"GLUE {args.task_name}" if args.task_name else dataset or " ".join(files or [Path(args.dataset_name).name])
     scores = {key.removeprefix("eval_"): value for key, value in results.items() if key.startswith("eval_")}
     hub_names = {"pearson": "pearsonr", "macro_f1": "f1"}
@@ -2104,16 +2048,17 @@ def summary(args: argparse.Namespace, results: dict[str, Any], task: Task) -> st
     ask = "'...'" if len(task.text_columns) == 1 else "{'text': '...', 'text_pair': '...'}"
     ask = f"pipeline('text-classification', '{args.output_dir}')({ask})"
     lines.append(f'  python -c "from transformers import pipeline; print({ask})"')
+    script, folder, name = map(shlex.quote, (sys.argv[0], args.output_dir, Path(args.output_dir).absolute().name))
     if not args.do_predict:
-        columns = shlex.join(["--text_column_names", ",".join(task.text_columns), "--test_file", "new.csv"])
-        rows = f"--task_name {args.task_name}" if args.task_name else columns
+        rows = ["--text_column_names", ",".join(task.text_columns), "--test_file", "new.csv"]
+        if args.task_name:
+            rows = ["--task_name", args.task_name, *(["--dataset_name", args.dataset_name] * bool(args.dataset_name))]
         lines.append(
-            f"  python {sys.argv[0]} --model_name_or_path {args.output_dir} --num_train_epochs 0 "
-            f"--do_predict {rows} --output_dir {args.output_dir}/predictions"
+            f"  python {script} --model_name_or_path {folder} --num_train_epochs 0 "
+            f"--do_predict {shlex.join(rows)} --output_dir {folder}/predictions"
         )
     if not args.push_to_hub:
-        name = Path(args.output_dir).absolute().name
-        lines.append(f'  hf upload {name} {args.output_dir} . --exclude "*/*"')
+        lines.append(f'  hf upload {name} {folder} . --exclude "*/*"')
     return "\n".join(lines)
 
 

@@ -39,6 +39,15 @@ def test_defaults_are_those_of_the_hugging_face_script() -> None:
     assert {name: args[name] for name in theirs} == theirs
 
 
+def test_a_config_file_may_list_columns_and_files(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").touch()
+    config = tmp_path / "recipe.yaml"
+    config.write_text(f"text_column_names: [a, b]\ntrain_file: [{tmp_path / 't.csv'}]\n")
+    args = script.parse_args(["--config", str(config), *MODEL])
+    assert args.text_column_names == ["a", "b"]
+    assert args.train_file == [str(tmp_path / "t.csv")]
+
+
 @pytest.mark.parametrize(("written", "meant"), [([], True), (["true"], True), (["False"], False)])
 def test_a_switch_takes_true_false_or_nothing(written: list[str], meant: bool) -> None:
     assert script.parse_args([*OWN, "--trust_remote_code", *written]).trust_remote_code is meant

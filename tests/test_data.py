@@ -1,6 +1,7 @@
 """GLUE and own files, labels, lengths, and the order of training rows."""
 
 import json
+import shutil
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
@@ -35,6 +36,8 @@ def refused(capsys: pytest.CaptureFixture, train: Path, valid: Path | None = Non
         (["yes", "no", "yes"], ["no", "yes"], ["no", "yes"], ["accuracy", "macro_f1", "f1"]),
         (["10", "9", "-1"], [-1, 9, 10], ["-1", "9", "10"], ["accuracy", "macro_f1"]),
         (["0.5", "2", "1e1"], None, None, ["mse", "pearson", "spearmanr"]),
+        (["+1", "-1", "+1"], ["+1", "-1"], ["+1", "-1"], ["accuracy", "macro_f1", "f1"]),
+        (["1", " 2", "1"], [" 2", "1"], [" 2", "1"], ["accuracy", "macro_f1", "f1"]),
         (["true", "false", "true"], ["false", "true"], ["false", "true"], ["accuracy", "macro_f1", "f1"]),
         (["1", "b", "2.5"], ["1", "2.5", "b"], ["1", "2.5", "b"], ["accuracy", "macro_f1"]),
     ],
@@ -264,6 +267,35 @@ def test_own_data_from_file_to_answer(run: Callable, tmp_path: Path, kind: Calla
     question = {"text": "good nice great", "text_pair": 'x, "y"\nz'} if kind is pairs else "good nice great"
     answer = ask(question)
     assert (answer[0] if isinstance(answer, list) else answer)["label"] == "positive"
+
+
+def test_a_data_set_with_other_validation_splits_keeps_all_of_its_training_rows(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    rows = {"text": [text for text, _ in sentences(20)], "label": ["ab"[label] for _, label in sentences(20)]}
+    names = ("train", "validation_matched", "validation_mismatched")
+    for name in names:
+        Dataset.from_dict(rows).to_parquet(folder / f"{name}.parquet")
+    splits = "".join(f"  - split: {name}\n    path: {name}.parquet\n" for name in names)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{splits}---\n")
+    results = run("--dataset_name", folder, "--max_train_steps", 1)
+    assert {"eval_accuracy", "eval_accuracy_mm"} <= results.keys()
+    assert "held out" not in capsys.readouterr().out
+
+
+def test_a_task_without_validation_rows_holds_some_out(
+    run: Callable, made_glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "glue").mkdir()
+    (file,) = (made_glue / "rte").glob("train*")
+    shutil.copy(file, tmp_path / "glue" / "train.parquet")
+    configs = "- config_name: rte\n  data_files:\n  - split: train\n    path: train.parquet\n"
+    (tmp_path / "glue" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    results = run("--dataset_name", tmp_path / "glue", "--task_name", "rte", "--max_train_steps", 1)
+    assert "eval_accuracy" in results
+    assert "rows of 12 are held out" in capsys.readouterr().out
 
 
 def test_a_tenth_is_held_out_by_label(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -86,6 +86,22 @@ def other_head(model: Path) -> None:
     BertForSequenceClassification(config).save_pretrained(model)
 
 
+def a_number(model: Path) -> None:
+    BertForSequenceClassification(BertConfig.from_pretrained(model, num_labels=1)).save_pretrained(model)
+
+
+def two_parquets(folder: Path) -> list:
+    pa.parquet.write_table(pa.table({"text": ["x"], "label": ["a"]}), folder / "1.parquet")
+    pa.parquet.write_table(pa.table({"text": [["x"]], "label": ["b"]}), folder / "2.parquet")
+    return ["--train_file", folder / "1.parquet", folder / "2.parquet"]
+
+
+def with_a_script(folder: Path) -> list:
+    (folder / "squares").mkdir()
+    (folder / "squares" / "squares.py").touch()
+    return ["--dataset_name", folder / "squares"]
+
+
 def jsonl(*rows: object) -> str:
     return "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)
 
@@ -103,6 +119,12 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
     "a value missing": (with_flags("--seed"), "--seed"),
     "a word for a number": (with_flags("--seed", "one"), "--seed: takes a whole number, not 'one'"),
     "a fraction for a number": (with_flags("--max_length", "12.5"), "--max_length"),
+    "a seed too large": (with_flags("--seed", 5_000_000_000), "--seed: must be at least 0 and at most 2.14748e+09"),
+    "steps without number": (with_flags("--max_train_steps", "9" * 401), "--max_train_steps: must be at least 1"),
+    "steps without rows": (
+        lambda f: ["--validation_file", f / "good.csv", "--num_train_epochs", 0, "--max_train_steps", 5],
+        "what to train on?",
+    ),
     "negative rate": (with_flags("--learning_rate", "-1e-5"), "--learning_rate"),
     "infinite rate": (with_flags("--learning_rate", "inf"), "--learning_rate: must be at least 0, not inf"),
     "no batch": (with_flags("--per_device_train_batch_size", 0), "--per_device_train_batch_size"),
@@ -118,6 +140,10 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
     "a task and files": (with_flags("--task_name", "rte"), "exclude each other"),
     "a data set and files": (with_flags("--dataset_name", "imdb"), "--dataset_name and --train_file exclude"),
     "ax for training": (lambda _: ["--task_name", "ax"], "--num_train_epochs 0 --do_predict"),
+    "ax for some steps": (
+        lambda _: ["--task_name", "ax", "--num_train_epochs", 0, "--do_predict", "--max_train_steps", 5],
+        "--num_train_epochs 0 --do_predict",
+    ),
     "GLUE's columns renamed": (
         lambda _: ["--task_name", "rte", "--text_column_names", "a"],
         "GLUE's columns are known",
@@ -145,11 +171,13 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
         with_flags("--model_name_or_path", "./no_model"),
         "./no_model: there is no such folder",
     ),
+    "a home that no shell has named": (with_flags("--model_name_or_path=~"), "~: there is no such folder"),
     "a hub model that is not there": (with_flags("--model_name_or_path", "no/model"), "--model_name_or_path no/model"),
     "a data set that is not there": (
         lambda _: ["--task_name", "rte", "--dataset_name", "no/glue"],
         "no/glue could not be",
     ),
+    "a data set with a script": (with_a_script, "squares could not be read: Dataset scripts are no longer supported"),
     "an empty file": (with_file("t.csv", ""), "t.csv has no rows"),
     "a header alone": (with_file("t.csv", "text,label\n"), "t.csv has no rows beneath its header"),
     "no label column": (with_file("t.csv", GOOD.replace("label", "kind")), "--label_column_name chooses another"),
@@ -214,12 +242,17 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
         lambda f: with_file("t.jsonl", jsonl({"text": "x", "label": 0.5}, {"text": "x", "label": 3.41e38}))(f)[:2],
         "row 2 of the train data has the label 3.41e+38, which is not a number to learn (from -1e18 to 1e18)",
     ),
+    "words for a model of numbers": (
+        lambda f: [*with_model(a_number)(f)[:2], "--validation_file", f / "good.csv", "--num_train_epochs", 0],
+        "of the validation data has the label 'b', which is not a number to learn",
+    ),
     "parquet that is none": (with_file("t.parquet", b"PAR1"), "t.parquet could not be read"),
     "parquet labels that are lists": (
         with_parquet({"text": ["x"], "label": [["a"]]}),
         "data are of type list",
     ),
     "parquet texts that are lists": (with_parquet({"text": [["x"], ["y"]], "label": ["a", "b"]}), "text"),
+    "parquets of which one has lists": (two_parquets, "2.parquet: column text holds List(Value('string')), but that"),
     "a model without weights": (with_model(lambda model: (model / "model.safetensors").unlink()), "model"),
     "a model in a pickle": (with_model(make_pickle), "has its weights in a pickle, which could run code"),
     "a model's weights cut off": (with_model(lambda model: os.truncate(model / "model.safetensors", 500)), "model"),
@@ -265,6 +298,36 @@ def test_a_mistake_ends_in_one_line(
 
 def test_there_are_enough_mistakes() -> None:
     assert len(WRONG) >= 60
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@pytest.mark.parametrize("flag", ["--train_file", "--output_dir"])
+def test_a_closed_door_is_named(tmp_path: Path, flag: str) -> None:
+    """In a process that is not root's, for which no door is closed."""
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed" / "t.csv").write_text(GOOD)
+    (tmp_path / "closed").chmod(0)
+    files = {"--train_file": [], "--output_dir": ["--task_name", "rte"]}[flag]
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            os.dup2(writing, 2)
+            script.sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+            if os.getuid() == 0:
+                os.setuid(65534)
+            script.parse_args(["--model_name_or_path", "m", flag, str(tmp_path / "closed" / "t.csv"), *files])
+        except SystemExit as exit_:
+            os._exit(exit_.code)
+        finally:
+            os._exit(99)
+    os.close(writing)
+    with open(reading) as said:
+        lines = said.read().splitlines()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    (tmp_path / "closed").chmod(0o700)
+    assert len(lines) == 1
+    assert flag in lines[0]
+    assert "may not be read" in lines[0] or "cannot be written to" in lines[0]
 
 
 class Bomb:

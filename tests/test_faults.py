@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TORCHRUN, log_lines, sentences, without_dropout, write_csv
+from conftest import ROOT, TORCHRUN, fresh_accelerate, log_lines, sentences, without_dropout, write_csv
 
 import run_glue_no_trainer as script
 
@@ -188,6 +188,30 @@ def test_other_rows_or_another_model_are_not_resumed(
     with pytest.raises(SystemExit):
         run(*resume, "--model_name_or_path", without_dropout(tiny_model, tmp_path / "model"))
     assert "model was BertForSequenceClassification of" in capsys.readouterr().err
+
+
+def test_the_best_model_may_be_asked_for_after_a_start_without_it(
+    run: Callable, own_files: list, tmp_path: Path
+) -> None:
+    """No evaluation after the first is better: nothing has kept the weights of the first."""
+    flags = [*own_files, "--num_train_epochs", 3, "--learning_rate", 0, "--checkpointing_steps", "epoch"]
+    assert run(*flags, "--output_dir", tmp_path)["best_epoch"] == 1
+    shutil.rmtree(tmp_path / "epoch_2")
+    best = run(*flags, "--output_dir", tmp_path, "--resume_from_checkpoint", "latest", "--load_best_model_at_end")
+    assert (best["best_epoch"], best["epoch"]) == (3, 3)
+
+
+def test_what_could_not_be_written_is_not_left_half_written(tmp_path: Path) -> None:
+    fresh_accelerate()
+
+    def write() -> None:
+        (tmp_path / ".best.partial").write_bytes(b"half")
+        raise OSError("no more")
+
+    with pytest.raises(SystemExit) as exit_:
+        script.together(script.Accelerator(cpu=True), write, tmp_path / ".best.partial")
+    assert exit_.value.code == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_constant_schedule_may_go_on_for_longer(run: Callable, own_files: list, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -273,3 +274,13 @@ for columns in (48, *range(100, 140), 48):
     assert sum(",exec," in line for line in lines) == 2
     assert sum("create:cache_miss" in line for line in lines) == 2  # forty others came between
     assert all("src:f32" in line and "wei:f32" in line and "avx512_core," in line for line in lines)
+
+
+def test_a_models_classes_may_be_called_by_numbers(run: Callable, tiny_model: Path, tmp_path: Path) -> None:
+    """Numbers that are not in quotes: transformers hands them on as they are."""
+    shutil.copytree(tiny_model, tmp_path / "numbers")
+    config = json.loads((tiny_model / "config.json").read_text()) | {"id2label": {"0": 0, "1": 1}}
+    (tmp_path / "numbers" / "config.json").write_text(json.dumps(config))
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [["good", 1], ["bad", 0]] * 4)
+    flags = ["--model_name_or_path", tmp_path / "numbers", "--validation_file", file, "--num_train_epochs", 0]
+    assert "eval_accuracy" in run(*flags)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +109,20 @@ def test_the_saved_tokenizer_and_model_are_those_of_the_last_step(
     script.accelerate.load_checkpoint_in_model(checkpoint, tmp_path / "step_4")
     assert all(torch.equal(saved[name], tensor) for name, tensor in checkpoint.state_dict().items())
     assert AutoTokenizer.from_pretrained(tmp_path)("good bad")["input_ids"]
+
+
+def test_what_comes_next_can_be_pasted(
+    run: Callable, made_glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A folder with a space in its name, and a data set that is not the hub's: the command works as it stands."""
+    out = tmp_path / "my run"
+    run("--dataset_name", made_glue, "--task_name", "rte", "--max_train_steps", 1, "--output_dir", out)
+    lines = capsys.readouterr().out.splitlines()
+    predict = next(line for line in lines if "--do_predict" in line)
+    args = script.parse_args(shlex.split(predict)[2:])
+    assert (args.model_name_or_path, args.dataset_name) == (str(out), str(made_glue))
+    upload = next(line for line in lines if "hf upload" in line)
+    assert shlex.split(upload)[2:4] == ["my run", str(out)]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp8"])
