@@ -643,7 +643,10 @@ def find_text_columns(columns: list[str], label: str = "label") -> list[str]:
 
 
 def type_labels(splits: dict[str, Dataset], args: argparse.Namespace) -> dict[str, Dataset]:
-    """Labels in .csv and .tsv that are written as numbers are numbers: whole ones classes, others for regression."""
+    """Labels in .csv and .tsv that are written as numbers are numbers: whole ones classes, others for regression.
+
+    True and false, in files that know them, become words.
+    """
     first = next(iter(splits.values()))
     kind = first.features["label"].dtype
     file = (args.train_file or args.validation_file or [""])[0].lower()
@@ -831,7 +834,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
     global_batch: int
     batch_size: int  # of one device
     seed: int
-    lengths: np.ndarray | None  # in tokens, [rows]; None: do not bring rows of like length together
+    lengths: np.ndarray | None  # in tokens, as cut, [rows]; None: do not bring rows of like length together
     epoch: int = 0
     first: int = 0  # global batch of the epoch
     drop_last: ClassVar[bool] = False  # read by Accelerate
