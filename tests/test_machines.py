@@ -1,6 +1,7 @@
 """Four machines: network namespaces with addresses and names of their own, joined by a bridge, on one host."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -136,4 +137,4 @@ def test_a_machine_that_dies_ends_the_others(
         process.kill()
     codes = run.wait()
     assert sorted(codes) == [1, 1, 1, 128 + signal.SIGKILL], run.said()
-    assert "Connection closed by peer" in run.said()
+    assert re.search("Connection (closed|reset) by peer", run.said())  # as the last packet had it
