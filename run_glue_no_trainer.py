@@ -652,15 +652,18 @@ def type_labels(splits: dict[str, Dataset], args: argparse.Namespace) -> dict[st
     file = (args.train_file or args.validation_file or [""])[0].lower()
     if kind == "string" and file.endswith((".csv", ".tsv")):
         written = first.unique("label")
-        fits = [n for n, form in NUMBERS.items() if all(re.fullmatch(form, x, re.ASCII) for x in written)]
+        fits = [n for n, form in NUMBERS.items() if all(re.fullmatch(form, x.strip(), re.ASCII) for x in written)]
         kind = fits[0] if fits else kind
     if kind == "bool" or kind in ("large_string", "string_view"):
         kind = "string"
     for name, data in splits.items():
         if kind in NUMBERS and data.features["label"].dtype == "string":
-            for row, label in enumerate(data["label"][:]):
+            labels = [label.strip() for label in data["label"][:]]
+            for row, label in enumerate(labels):
                 if not re.fullmatch(NUMBERS[kind], label, re.ASCII):
                     stop(f"row {row + 1} of the {name} data has the label {label!r}; the training labels are numbers")
+            if labels != data["label"][:]:  # Arrow reads no number with a space beside it
+                data = data.remove_columns("label").add_column("label", labels)
         if data.features["label"].dtype != kind:
             splits[name] = cast(data, "label", kind, name)
     return splits
