@@ -561,7 +561,7 @@ def parse_csv(file: str) -> pa.Table:
                     column.append(cell)
         except csv.Error as error:
             stop(f"{file}, line {reader.line_num}: {error}; a double quote inside a quoted cell is written twice")
-    table = table or pa.table(columns, header)
+    table = pa.table(columns, header) if table is None else table
     if not table.num_rows:
         stop(f"{file} has no rows" + (" beneath its header" if header else ""))
     return table
@@ -658,11 +658,12 @@ def type_labels(splits: dict[str, Dataset], args: argparse.Namespace) -> dict[st
         kind = "string"
     for name, data in splits.items():
         if kind in NUMBERS and data.features["label"].dtype == "string":
-            labels = [label.strip() for label in data["label"][:]]
+            as_written = data["label"][:]
+            labels = [label.strip() for label in as_written]
             for row, label in enumerate(labels):
                 if not re.fullmatch(NUMBERS[kind], label, re.ASCII):
                     stop(f"row {row + 1} of the {name} data has the label {label!r}; the training labels are numbers")
-            if labels != data["label"][:]:  # Arrow reads no number with a space beside it
+            if labels != as_written:  # Arrow reads no number with a space beside it
                 data = data.remove_columns("label").add_column("label", labels)
         if data.features["label"].dtype != kind:
             splits[name] = cast(data, "label", kind, name)
@@ -938,7 +939,7 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer]:
 
 
 def tune_cpu() -> None:
-    """What makes a step on a CPU up to twice as fast, each with its figure in benchmarks/README.md."""
+    """Make a step on a CPU up to twice as fast; the figure of each line is in benchmarks/README.md."""
     F.dropout = dropout
     # oneDNN keeps what it has built for each shape of a product: let these be some more than one step has
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
