@@ -190,7 +190,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--attn_implementation", metavar="NAME", help="eager, sdpa ... (default: what is fast here)")
     add("--trust_remote_code", **switch, help="run code that comes with the model; read it first")
 
-    add = parser.add_argument_group("training").add_argument
+    training = parser.add_argument_group("training")
+    add, one_of = training.add_argument, training.add_mutually_exclusive_group().add_argument
     add("--per_device_train_batch_size", type=positive, default=8, metavar="N", help="rows of one device at a time")
     add("--per_device_eval_batch_size", type=positive, default=8, metavar="N", help="the same in evaluation")
     add("--gradient_accumulation_steps", type=positive, default=1, metavar="N", help="batches that make one step")
@@ -201,8 +202,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max_grad_norm", type=amount, default=1.0, metavar="X", help="clip gradients to this norm; 0: never")
     schedules = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
     add("--lr_scheduler_type", choices=schedules, default="linear", help="what becomes of the learning rate")
-    add("--num_warmup_steps", type=count, default=0, metavar="N", help="steps over which it rises from 0")
-    add("--warmup_ratio", type=number(float, 0, 1), default=0.0, metavar="X", help="the same as a share of all steps")
+    one_of("--num_warmup_steps", type=count, metavar="N", help="steps over which it rises from 0; 0: at once")
+    one_of("--warmup_ratio", type=number(float, 0, 1), default=0.1, metavar="X", help="the same as a share of all")
     add("--load_best_model_at_end", **switch, help="save the model of the best evaluation, not of the last")
     add("--metric_for_best_model", metavar="NAME", help="loss or a metric (default: the task's first)")
     add("--early_stopping_patience", type=positive, metavar="N", help="stop after N evaluations that are not better")
@@ -263,8 +264,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
             stop(f"--text_column_names {','.join(args.text_column_names)}: takes one column, or two as in a,b")
         if args.label_column_name in args.text_column_names:
             stop(f"--text_column_names: {args.label_column_name} is the column of the labels")
-    if args.num_warmup_steps and args.warmup_ratio:
-        stop("--num_warmup_steps and --warmup_ratio exclude each other")
     if args.checkpointing_steps not in (None, "epoch") and not re.fullmatch(r"[1-9]\d*", args.checkpointing_steps):
         stop(f"--checkpointing_steps {args.checkpointing_steps}: takes a number of steps, or epoch")
     needs_folder = ("checkpointing_steps", "save_total_limit", "with_tracking", "resume_from_checkpoint", "do_predict")
@@ -1116,7 +1115,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     fused = accelerator.device.type != "xla" and accelerator.scaler is None
     groups = parameter_groups(model, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, fused=fused)
-    warmup_steps = args.num_warmup_steps or math.ceil(args.warmup_ratio * max_steps)
+    warmup_steps = math.ceil(args.warmup_ratio * max_steps) if args.num_warmup_steps is None else args.num_warmup_steps
     described = name_model(model)  # before any of its weights live elsewhere
     model, optimizer = accelerator.prepare(model, optimizer)
     final_model = model  # what is evaluated and saved; one that averages the weights would be another
@@ -1326,8 +1325,8 @@ def read_losses(run: Run) -> None:
             stop(
                 f"step {progress.step - len(losses) + index + 1}: the loss is {loss:.4g} and the gradient norm "
                 f"{norm:.4g}, at learning rate {rate:.4g}{before}. The usual causes: a --learning_rate too high for "
-                "this model (try a tenth), no warm-up (--warmup_ratio 0.1), fp16 (try --mixed_precision bf16), "
-                "or weights that were broken before.",
+                "this model (try a tenth), too short a warm-up (--warmup_ratio 0.2), fp16 (try --mixed_precision "
+                "bf16), or weights that were broken before.",
                 code=1,
             )
         progress.recent.append([rate, loss, norm])
@@ -1574,8 +1573,9 @@ def scores(results: dict[str, float], floor: dict[str, float]) -> str:
 
 def name_schedule(args: argparse.Namespace, warmup_steps: int, max_steps: int) -> str:
     """All that decides the learning rate at a step; a constant one may go on for longer than was planned."""
+    warmup = "" if args.lr_scheduler_type == "constant" else f", {warmup_steps} warm-up steps"
     end = "" if args.lr_scheduler_type.startswith("constant") else f" of {max_steps}"
-    return f"{args.lr_scheduler_type} from {args.learning_rate:g}, {warmup_steps} warm-up steps{end}"
+    return f"{args.lr_scheduler_type} from {args.learning_rate:g}{warmup}{end}"
 
 
 def name_model(model: Model) -> str:
@@ -1978,8 +1978,9 @@ def write_card(run: Run, results: dict[str, Any], lines: list[dict[str, float]])
         trained = [before["loss"] for before in lines if "loss" in before and before["step"] <= line["step"]]
         first = {"epoch": line["epoch"], "step": line["step"], "training loss": trained[-1] if trained else None}
         evaluations.append(first | {key: value for key, value in line.items() if key.startswith("eval_")})
-    flags = ("learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "max_length", "seed")
+    flags = ("weight_decay", "max_grad_norm", "max_length", "seed")
     settings = {flag: getattr(args, flag) for flag in flags} | {
+        "learning rate": results["schedule"],
         "global batch": results["global_batch_size"],
         "optimizer": "AdamW, betas 0.9 and 0.999, epsilon 1e-8",
         "mixed precision": run.accelerator.mixed_precision,

@@ -13,7 +13,7 @@ MODEL = ["--model_name_or_path", "bert-base-cased"]
 OWN = [*MODEL, "--task_name", "mrpc"]
 
 
-def test_defaults_are_those_of_the_hugging_face_script() -> None:
+def test_defaults_are_those_of_the_hugging_face_script_but_for_a_warm_up() -> None:
     args = vars(script.parse_args(OWN))
     theirs = {
         "max_length": 128,
@@ -27,7 +27,6 @@ def test_defaults_are_those_of_the_hugging_face_script() -> None:
         "max_train_steps": None,
         "gradient_accumulation_steps": 1,
         "lr_scheduler_type": "linear",
-        "num_warmup_steps": 0,
         "output_dir": None,
         "trust_remote_code": False,
         "checkpointing_steps": None,
@@ -37,6 +36,7 @@ def test_defaults_are_those_of_the_hugging_face_script() -> None:
         "ignore_mismatched_sizes": False,
     }
     assert {name: args[name] for name in theirs} == theirs
+    assert (args["num_warmup_steps"], args["warmup_ratio"]) == (None, 0.1)
 
 
 def test_a_config_file_may_list_columns_and_files(tmp_path: Path) -> None:
@@ -93,7 +93,10 @@ def test_a_wrong_config_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
         ([*OWN, "--per_device_train_batch_size", "0"], "must be at least 1, not 0"),
         ([*OWN, "--warmup_ratio", "1.5"], "must be at least 0 and at most 1, not 1.5"),
         ([*OWN, "--num_train_epochs", "2.5"], "takes a whole number, not '2.5'"),
-        ([*OWN, "--num_warmup_steps", "5", "--warmup_ratio", "0.1"], "exclude each other"),
+        (
+            [*OWN, "--num_warmup_steps", "5", "--warmup_ratio", "0.1"],
+            "--warmup_ratio: not allowed with argument --num_warmup_steps",
+        ),
         ([*OWN, "--checkpointing_steps", "often", "--output_dir", "x"], "--checkpointing_steps often"),
         ([*OWN, "--checkpointing_steps", "5"], "--checkpointing_steps needs an --output_dir"),
         ([*OWN, "--with_tracking"], "--with_tracking needs an --output_dir"),

@@ -48,6 +48,7 @@ def test_the_card_tells_scores_epochs_command_and_versions(
     epochs = [line for line in card.splitlines() if re.match(r"\| 1(\.5)? \| (8|12) \|", line)]
     assert len(epochs) == 2
     assert "| 1.5 | 12 | " in epochs[1]
+    assert "| learning rate | linear from 5e-05, 2 warm-up steps of 12 |" in card
     assert f"run_glue_no_trainer.py {shlex.join(own_files)} --output_dir ~/out" in card
     assert str(tmp_path) not in card.split("## Training")[1]
     assert re.search(r"^train +61 ", card, re.MULTILINE)
@@ -89,7 +90,7 @@ def test_a_model_of_the_hub_is_named_as_the_base(tmp_path: Path) -> None:
     args = script.parse_args(["--model_name_or_path", "bert-base-cased", "--task_name", "rte"])
     args.output_dir = str(tmp_path)
     task = script.Task(["accuracy"], ["sentence1", "sentence2"], [0, 1], ["yes", "no"])
-    results = {"eval_accuracy": 0.5, "global_batch_size": 8, "versions": {}}
+    results = {"eval_accuracy": 0.5, "global_batch_size": 8, "schedule": "linear", "versions": {}}
     run = SimpleNamespace(args=args, accelerator=script.Accelerator(), task=task, table="")
     script.write_card(run, results, [])
     assert ModelCard.load(tmp_path / "README.md").data.base_model == "bert-base-cased"

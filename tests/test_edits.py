@@ -27,7 +27,7 @@ import run_glue_no_trainer as script
 EDITS = ROOT / "examples" / "edits"
 NAMES = sorted(patch.stem for patch in EDITS.glob("*.patch"))
 IN_MAIN = [name for name in NAMES if name != "several_seeds"]  # which is around it
-STEP = ["--max_train_steps", 1, "--logging_steps", 1, "--max_grad_norm", 0]
+STEP = ["--max_train_steps", 1, "--num_warmup_steps", 0, "--logging_steps", 1, "--max_grad_norm", 0]
 
 
 def apply(name: str, folder: Path, *tool: str) -> Path:

@@ -131,7 +131,10 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
     "no accumulation": (with_flags("--gradient_accumulation_steps", 0), "--gradient_accumulation_steps"),
     "negative epochs": (with_flags("--num_train_epochs", -1), "--num_train_epochs"),
     "warm-up over 1": (with_flags("--warmup_ratio", 2), "--warmup_ratio"),
-    "two warm-ups": (with_flags("--warmup_ratio", 0.1, "--num_warmup_steps", 3), "exclude each other"),
+    "two warm-ups": (
+        with_flags("--warmup_ratio", 0.1, "--num_warmup_steps", 3),
+        "not allowed with argument --warmup_ratio",
+    ),
     "a schedule unknown": (with_flags("--lr_scheduler_type", "step"), "'step'"),
     "a precision unknown": (with_flags("--mixed_precision", "fp32"), "'fp32'"),
     "a switch with a word": (with_flags("--do_predict", "yes"), "takes true or false"),

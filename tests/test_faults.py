@@ -153,9 +153,9 @@ def test_latest_does_not_replace_a_finished_run(
     [
         (
             ["--learning_rate", 5e-4],
-            "schedule was linear from 0.001, 0 warm-up steps of 6 there and is linear from 0.0005",
+            "schedule was linear from 0.001, 1 warm-up steps of 6 there and is linear from 0.0005",
         ),
-        (["--max_train_steps", 9], "0 warm-up steps of 6 there and is linear from 0.001, 0 warm-up steps of 9 here"),
+        (["--max_train_steps", 9], "1 warm-up steps of 6 there and is linear from 0.001, 1 warm-up steps of 9 here"),
         (["--lr_scheduler_type", "cosine"], "schedule was linear"),
         (["--weight_decay", 0.1], "weight_decay was 0.0 there and is 0.1 here"),
         (["--max_grad_norm", 0], "max_grad_norm was 1.0 there and is 0.0 here"),
@@ -263,7 +263,7 @@ def test_divergence_is_named_and_leaves_no_broken_checkpoint(
     assert "step 2: the weights are not finite" in error
     assert [path.name for path in script.checkpoints(tmp_path)] == ["step_1"]  # its learning rate was 0
     with pytest.raises(SystemExit) as exit_:
-        run(*flags, "--overwrite_output_dir", "--logging_steps", 5)
+        run(*flags, "--num_warmup_steps", 0, "--overwrite_output_dir", "--logging_steps", 5)
     assert exit_.value.code == 1
     error = next(line for line in capsys.readouterr().err.splitlines() if ": error: " in line)
     assert "run_glue_no_trainer.py: error: step 2: the loss is nan" in error
@@ -300,7 +300,7 @@ def test_a_step_that_the_scaler_skips_moves_neither_schedule_nor_count(
 
     monkeypatch.setattr(script, "start_accelerator", with_scaler)
     flags = ["--train_file", file, "--validation_file", file, "--max_train_steps", 6, "--learning_rate", 1e-3]
-    flags += ["--logging_steps", 1, "--max_grad_norm", 0]
+    flags += ["--logging_steps", 1, "--max_grad_norm", 0, "--num_warmup_steps", 0]
     results = run(*flags, "--output_dir", tmp_path / "a", "--checkpointing_steps", 3)
     lines = [line for line in log_lines(tmp_path / "a") if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]

@@ -83,7 +83,12 @@ def test_the_loop_is_adamw_with_a_linear_schedule(
     ("flags", "rates"),
     [
         (["--lr_scheduler_type", "constant"], [1, 1, 1, 1]),
-        (["--lr_scheduler_type", "cosine"], [(1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]),
+        ([], [0, 1, 2 / 3, 1 / 3]),  # a tenth, at least a step, is warm-up
+        (["--num_warmup_steps", 0], [1, 0.75, 0.5, 0.25]),
+        (
+            ["--lr_scheduler_type", "cosine", "--num_warmup_steps", 0],
+            [(1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)],
+        ),
         (["--lr_scheduler_type", "constant_with_warmup", "--warmup_ratio", 0.5], [0, 0.5, 1, 1]),
         (["--warmup_ratio", 0.3], [0, 0.5, 1, 0.5]),
     ],
