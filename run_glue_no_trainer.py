@@ -17,7 +17,6 @@ import ctypes
 import difflib
 import gc
 import glob
-import importlib.util
 import json
 import math
 import os
@@ -56,7 +55,10 @@ TEST_FILES = {  # task, or a part of one: its file for GLUE's server
 }  # fmt: skip
 IN_WORDS = ("mnli", "mnli_mm", "qnli", "rte", "ax")  # where the server wants the labels in words
 BEST = "best.safetensors"  # the weights of the best evaluation, while training goes on
-NUMBERS = {"int64": r"-?\d{1,18}", "float64": r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"}  # as labels in a .csv
+NUMBERS = {  # as labels in a .csv; 007 is a word
+    "int64": r"-?(0|[1-9]\d{0,17})",
+    "float64": r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?",
+}
 SHARED = ["*.safetensors", "*.json", "*.jsonl", "vocab.txt", "merges.txt", "*.model", "README.md", "*.png"]  # uploaded
 NOT_SHARED = ["*/*", ".*", BEST]  # checkpoints, predictions, trackers' logs
 HUB_TIMEOUT = 120.0  # seconds without a byte; by itself the client would wait for ever
@@ -140,9 +142,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if unknown := re.search(r"unrecognized arguments: --([^\s=]+)", message):
             known = [option for option in self._option_string_actions if option.startswith("--")]
-            meant = MEANT.get(unknown[1])
-            message += f"; here it is {meant}" if meant else suggestion(f"--{unknown[1]}", known)
+            message += instead(unknown[1]) or suggestion(f"--{unknown[1]}", known)
         stop(f"{message} (--help lists every flag)")
+
+
+def instead(flag: str) -> str:
+    return f"; here it is {MEANT[flag]}" if flag in MEANT else ""
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
@@ -241,6 +246,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         stop("--model_name_or_path is needed: a hub id such as bert-base-cased or a local folder with a model")
     if re.match(r"[./~]", args.model_name_or_path) and not Path(args.model_name_or_path).is_dir():
         stop(f"--model_name_or_path {args.model_name_or_path}: there is no such folder")
+    for flag in ("--train_file", "--validation_file", "--test_file", "--text_column_names"):
+        if sum(word.partition("=")[0] == flag for word in argv) > 1:
+            stop(f"{flag} is given twice; it takes several values, one after the other")
     files = {flag: names for flag, names in vars(args).items() if flag.endswith("_file") and names}
     trains = bool(args.num_train_epochs or args.max_train_steps)
     source = next((f"--{flag}" for flag in ("task_name", "dataset_name") if getattr(args, flag)), None)
@@ -311,9 +319,11 @@ def read_config(file: str, parser: argparse.ArgumentParser) -> list[str]:
     flags: list[str] = []
     for key, value in values.items():
         if key not in known:
-            stop(f"--config {file}: there is no flag {key!r}{suggestion(str(key), known)}")
+            stop(f"--config {file}: there is no flag {key!r}{instead(str(key)) or suggestion(str(key), known)}")
         if isinstance(value, dict) or (isinstance(value, list) and not key.endswith(("_file", "_names"))):
             stop(f"--config {file}: {key} takes one value, not {value}")
+        if key == "mixed_precision" and value is False:
+            value = "no"  # which YAML reads as false
         if isinstance(value, list):
             flags += [f"--{key}", *map(str, value)]
         elif value is not None:
@@ -358,6 +368,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the loop begins, Ctrl-C just ends, without a traceback
+    sys.stdout.reconfigure(errors="backslashreplace")  # where it is a file on Windows it has not every character
     ARGS = parse_args(sys.argv[1:])  # here, so that --help and mistakes need not wait seconds for the imports below
 
 # or torch's C++ warns in each process of what is meant to be so (find_unused_parameters), and of nothing else of use
@@ -451,6 +462,8 @@ def load_data(args: argparse.Namespace) -> tuple[dict[str, Dataset], Task]:
             row = next(row for row, label in enumerate(data["label"][:]) if label in (None, ""))
             stop(f"row {row + 1} of the {name} data has no label")
     if labelled and not args.task_name:
+        if len({str(data.features["label"]) for data in labelled.values()}) > 1:
+            labelled = {name: name_labels(data) for name, data in labelled.items()}
         labelled = type_labels(labelled, args)
     task = find_task(labelled, text_columns, args)
     if labelled.keys() == {"train"}:
@@ -524,11 +537,14 @@ def read_file(file: str) -> Dataset:
             stop(f"{file} is not UTF-8: byte {error.object[error.start]:#x} at {error.start}; save it as UTF-8")
         except UnicodeEncodeError:
             stop(f"{file} holds a character that is cut in half (a lone surrogate, \\ud800 to \\udfff)")
-        cache.mkdir(parents=True, exist_ok=True)
         aside = cached.with_suffix(f".{os.getpid()}")
-        with pa.ipc.new_stream(str(aside), table.schema) as writer:
-            writer.write_table(table, max_chunksize=1000)
-        aside.replace(cached)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with pa.ipc.new_stream(str(aside), table.schema) as writer:
+                writer.write_table(table, max_chunksize=1000)
+            aside.replace(cached)
+        except OSError as error:
+            stop(f"the cache of datasets cannot be written: {error}; HF_HOME names a folder for it")
     return Dataset.from_file(str(cached))
 
 
@@ -540,6 +556,8 @@ def parse_csv(file: str) -> pa.Table:
         reader = csv.reader(lines, delimiter=separator, strict=True)
         try:
             header = next(reader, [])
+            if header and not header[0]:
+                header[0] = "Unnamed: 0"  # as pandas calls the index that it writes so
             if len(header) == 1 and (other := re.search(r"[;\t|]", header[0])):
                 stop(
                     f"{file} has its columns separated by {other[0]!r}: save it with commas, or as .tsv with tabs "
@@ -631,14 +649,26 @@ def cast(data: Dataset, column: str, kind: str, name: str) -> Dataset:
 
 
 def find_text_columns(columns: list[str], label: str = "label") -> list[str]:
-    if {"sentence1", "sentence2"} <= set(columns):
+    if {"sentence1", "sentence2"} <= {*columns} - {label}:
         return ["sentence1", "sentence2"]
-    others = [column for column in columns if column != label and column.lower() not in ("id", "idx", "index")]
+    numbered = ("id", "idx", "index", "__index_level_0__", "unnamed: 0")  # the last two are pandas'
+    others = [name for name in columns if name.lower() not in numbered and name != label]
+    others = [name for name in others if not name.startswith(f"{label}_")]  # label_text would give the answer away
     if not others:
-        stop(f"the data has no column of text beside {label!r}")
+        stop(f"the data has no column of text beside {label!r}; --text_column_names names one")
     if len(others) > 2:
         say(f"warning: of the columns {', '.join(others)} the first two are read; --text_column_names names others")
     return others[:2]
+
+
+def name_labels(data: Dataset) -> Dataset:
+    """A ClassLabel's numbers, which mean something in their own split only, as the words that they stand for."""
+    if not isinstance(feature := data.features["label"], ClassLabel):
+        return data
+    words = dict(enumerate(feature.names))
+    return data.remove_columns("label").add_column(
+        "label", [words.get(label, str(label)) for label in data["label"][:]]
+    )
 
 
 def type_labels(splits: dict[str, Dataset], args: argparse.Namespace) -> dict[str, Dataset]:
@@ -661,7 +691,8 @@ def type_labels(splits: dict[str, Dataset], args: argparse.Namespace) -> dict[st
             labels = [label.strip() for label in as_written]
             for row, label in enumerate(labels):
                 if not re.fullmatch(NUMBERS[kind], label, re.ASCII):
-                    stop(f"row {row + 1} of the {name} data has the label {label!r}; the training labels are numbers")
+                    kinds = "whole numbers" if kind == "int64" else "numbers"
+                    stop(f"row {row + 1} of the {name} data has the label {label!r}; the training labels are {kinds}")
             if labels != as_written:  # Arrow reads no number with a space beside it
                 data = data.remove_columns("label").add_column("label", labels)
         if data.features["label"].dtype != kind:
@@ -717,8 +748,8 @@ def find_task(splits: dict[str, Dataset], text_columns: list[str], args: argpars
 
 def warn_of_labels(counts: Counter[str]) -> None:
     """Say what in a column of classes has often been a mistake; `counts` are the rows of each."""
-    if twice := [name for name, times in Counter(label.lower() for label in counts).items() if times > 1]:
-        say(f"warning: some labels differ only in capitals, such as those of {twice[0]!r}")
+    if twice := [name for name, times in Counter(label.lower().strip() for label in counts).items() if times > 1]:
+        say(f"warning: some labels differ only in capitals or spaces, such as those of {twice[0]!r}")
     if all(re.fullmatch(r"-?\d+,\d+", label) for label in counts):
         say("warning: the labels look like numbers; with a decimal point, as in 1.5, they are numbers to predict")
     elif len(counts) > 8 and all(re.fullmatch(r"-?\d+", label) for label in counts):
@@ -743,8 +774,10 @@ def match_labels(labels: list[str], data: Dataset | None) -> list[Any]:
     """What the data calls the classes of a model: their names in any case, or their numbers."""
     written = data.unique("label") if data else []
     if all(isinstance(label, int) for label in written) and written:
-        return [int(name) if re.fullmatch(r"-?\d+", name) else index for index, name in enumerate(labels)]
-    spelled = {label.lower(): label for label in written}
+        known = {name: int(name) for name in labels if re.fullmatch(r"-?\d+", name)}
+        known |= {name.lower(): number for number, name in enumerate(getattr(data.features["label"], "names", []))}
+        return [known.get(name.lower(), index) for index, name in enumerate(labels)]
+    spelled = {str(label).lower(): label for label in written}
     return [spelled.get(name.lower(), name) for name in labels]
 
 
@@ -764,6 +797,8 @@ def tokenize(
     def encode(rows: dict[str, list]) -> dict[str, list]:
         texts = [[text or "" for text in rows[column]] for column in columns]
         batch = dict(tokenizer(*texts, truncation=True, **options))
+        # an empty text is still a row where a tokenizer adds no tokens of its own
+        batch["input_ids"] = [row or [tokenizer.pad_token_id] for row in batch["input_ids"]]
         if "label" in rows:
             batch["labels"] = [float(label) if ids is None else ids[label] for label in rows["label"]]
         batch["length"] = [len(row) for row in batch["input_ids"]]
@@ -775,7 +810,10 @@ def tokenize(
 
     workers = args.preprocessing_num_workers or min(os.cpu_count() or 1, 8, 1 + len(data) // 100_000)
     how = {"remove_columns": data.column_names, "num_proc": workers if workers > 1 else None}
-    data = data.map(encode, batched=True, desc=f"Tokenizing {name}", **how)
+    try:
+        data = data.map(encode, batched=True, desc=f"Tokenizing {name}", **how)
+    except OSError as error:
+        stop(f"the cache of datasets cannot be written: {error}; HF_HOME names a folder for it")
     return data.remove_columns("length"), numbers(data, "length")
 
 
@@ -1127,6 +1165,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
         "global_batch_size": global_batch,
         "schedule": name_schedule(args, warmup_steps, max_steps),
         "data": fingerprint(train_data),
+        "validation_data": " ".join(map(fingerprint, eval_data.values())),
         "model": described,
     }
     progress = open_run(args, accelerator, model, lr_scheduler, fixed)
@@ -1202,15 +1241,16 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
             share_model(run, f"Training in progress, epoch {progress.epoch}")
 
     bar.close()
-    if not progress.results:  # --num_train_epochs 0
+    if progress.results.get("step") != progress.step:  # --num_train_epochs 0, or a resume with nothing left to do
         progress.results = evaluate_model(run) | progress.position(sampler)
     run.stop_signal.restore()
     settle(run)
     if args.load_best_model_at_end and progress.best:
         load_best(run)
+    results = share_model(run, "End of training", last=True)
     if args.do_predict:
         write_predictions(run)
-    return share_model(run, "End of training", last=True)
+    return finish(run, results)
 
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
@@ -1273,7 +1313,10 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
 def say(text: str) -> None:
     """Print above the progress bar, once for all processes."""
     if PartialState().is_main_process:
-        tqdm.write(text)
+        try:
+            tqdm.write(text)
+        except BrokenPipeError:  # nobody reads on: `| head` has enough, or Ctrl-C has ended `| tee` as well
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def progress_bar(what: str, **options: Any) -> tqdm:
@@ -1494,6 +1537,8 @@ def note_best(run: Run) -> None:
     progress.best, progress.waited = progress.results, 0
     if run.args.load_best_model_at_end:
         weights, aside = whole_weights(run), Path(run.args.output_dir) / ".best.partial"
+        once = {weight.data_ptr(): name for name, weight in weights.items()}  # tied weights have several names
+        weights = {name: weights[name] for name in once.values()}
         together(run.accelerator, lambda: run.accelerator.save(weights, aside, safe_serialization=True), aside)
         if run.accelerator.is_main_process:
             aside.replace(Path(run.args.output_dir) / BEST)
@@ -1531,7 +1576,7 @@ def write_predictions(run: Run) -> None:
             continue
         shares, chosen = probabilities(logits), logits.argmax(-1).tolist()
         if not args.task_name:
-            file, header = folder / "predict_results.csv", ["label"]
+            file, header = folder / f"predict_results{name.removeprefix('test')}.csv", ["label"]
             rows = [[value] for value in logits[:, 0].tolist()]
             if task.labels:
                 header += ["probability", *(f"probability_{label}" for label in task.labels)]
@@ -1544,10 +1589,13 @@ def write_predictions(run: Run) -> None:
             else:
                 answers = task.words if split in IN_WORDS else task.values
                 rows = [[index, answers[k]] for index, k in enumerate(chosen)]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "w", encoding="utf-8", newline="") as out:
-            writer = csv.writer(out, delimiter="\t" if args.task_name else ",", lineterminator="\n")
-            writer.writerows([header, *rows])
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with open(file, "w", encoding="utf-8", newline="") as out:
+                writer = csv.writer(out, delimiter="\t" if args.task_name else ",", lineterminator="\n")
+                writer.writerows([header, *rows])
+        except OSError as error:
+            stop(f"the predictions could not be written, the model is saved: {error}.", code=1)
         say(f"{len(rows)} predictions are in {file}")
     files = [folder / "glue" / f"{name}.tsv" for name in TEST_FILES.values()]
     if run.accelerator.is_main_process and all(file.exists() for file in files):
@@ -1691,13 +1739,13 @@ def files_in(checkpoint: Path) -> dict[str, Path]:
 def damage(checkpoint: Path) -> str:
     """What is wrong with a checkpoint; nothing if every file is there and is as it was written."""
     try:
-        sums = json.loads((checkpoint / "checksums.json").read_text(encoding="utf-8")).items()
+        sums = json.loads((checkpoint / "checksums.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, AttributeError):
         return "checksums.json is missing or cannot be read"
-    files = files_in(checkpoint)
-    if files.keys() != {"checksums.json", *(name for name, _ in sums)}:
-        return f"it has not the files that checksums.json names but {', '.join(files)}"
-    return next((f"{name} is not as it was written" for name, was in sums if checksum(files[name]) != was), "")
+    if missing := sorted(sums.keys() - files_in(checkpoint).keys()):
+        return f"it has no {missing[0]}"
+    wrong = (name for name, was in sums.items() if checksum(checkpoint / name) != was)
+    return next((f"{name} is not as it was written" for name in wrong), "")
 
 
 def to_disk(path: Path) -> None:
@@ -1800,12 +1848,13 @@ def leave(run: Run) -> NoReturn:
     """After a signal: save a checkpoint, say how to go on from it, and end with the signal's exit code."""
     number, name = run.stop_signal(), f"step_{run.progress.step}"
     said = signal.Signals(number).name
-    if run.args.output_dir:
+    if run.args.output_dir and run.progress.step:
         save_checkpoint(run, name)
         settle(run)
         say(f"{said}: saved {Path(run.args.output_dir) / name}; to go on:\n{resume_command()}")
     else:
-        say(f"{said}: stopped after step {run.progress.step}; nothing is saved without an --output_dir")
+        why = "; nothing is saved without an --output_dir" * (not run.args.output_dir)
+        say(f"{said}: stopped after step {run.progress.step}{why}")
     for known in run.stop_signal.before:  # the launcher repeats it as soon as one of us has left
         signal.signal(known, signal.SIG_IGN)
     run.accelerator.end_training()
@@ -1821,8 +1870,10 @@ def without_token(words: list[str]) -> list[str]:
 def launch_command() -> str:
     """The command line that started this run, without secrets: the launcher's if there is one."""
     this, own = psutil.Process(), without_token(sys.argv)
-    lines = [without_token(process.cmdline()) for process in (this.parent(), this) if process]
-    flags = own[1:]
+    lines, flags = [], own[1:]
+    with contextlib.suppress(psutil.Error, AttributeError):  # the parent may be another user's, or gone
+        lines.append(without_token(this.cmdline()))
+        lines.insert(0, without_token(this.parent().cmdline()))
     command = next((line for line in lines if flags and line[-len(flags) :] == flags), [sys.executable, *own])
     return re.sub(r"(--hub_token[ =])TOKEN", r"\1$HF_TOKEN", shlex.join(command))
 
@@ -1843,7 +1894,8 @@ def all_results(run: Run) -> dict[str, Any]:
         results[f"best_{args.metric_for_best_model}"] = progress.best[f"eval_{args.metric_for_best_model}"]
     if progress.step:
         rows, seconds = progress.step * progress.settings["global_batch_size"], time.perf_counter() - progress.begun
-        results["train_loss"] = progress.loss_total / max(progress.loss_count, 1)
+        losses = [loss for _, loss, _ in progress.recent]  # since the last line of the log
+        results["train_loss"] = (progress.loss_total + sum(losses)) / max(progress.loss_count + len(losses), 1)
         results |= {"train_runtime": round(seconds, 2), "train_samples_per_second": round(rows / seconds, 2)}
     versions = {m.__name__: m.__version__ for m in (torch, transformers, accelerate, datasets, evaluate)}
     return results | progress.settings | {"versions": versions}
@@ -1875,10 +1927,10 @@ def keep_model(run: Run, last: bool) -> dict[str, Any]:
 
 def draw_curve(file: Path, lines: list[dict[str, float]], metric: str, floor: dict[str, float]) -> None:
     """The losses and the task's metric by optimizer step, where matplotlib is installed."""
-    if not importlib.util.find_spec("matplotlib") or not lines:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:  # it is not there, or was built for another NumPy
         return
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, name, label, marker in (
@@ -2007,7 +2059,9 @@ def write_card(run: Run, results: dict[str, Any], lines: list[dict[str, float]])
         curve="\n![Loss and score by step](training_curve.png)\n" if (folder / "training_curve.png").exists() else "",
         epochs=markdown_table(list(evaluations[0]), [[*row.values()] for row in evaluations]) if evaluations else "",
         table=run.table,
-        command=launch_command().replace(str(Path.home()), "~"),  # a card may be published
+        command=re.sub(
+            rf"{re.escape(os.path.expanduser('~'))}(?=/)", "~", launch_command()
+        ),  # a card may be published
         settings=markdown_table(["", ""], [[name, value] for name, value in settings.items()]),
     )
     ModelCard(card).save(folder / "README.md")
@@ -2050,7 +2104,7 @@ def summary(args: argparse.Namespace, results: dict[str, Any], task: Task) -> st
     lines += [f"{there + ', predictions' * args.do_predict} are in {args.output_dir}"]
     if not results["step"]:
         return "\n".join(lines)
-    if not importlib.util.find_spec("matplotlib"):
+    if not (Path(args.output_dir) / "training_curve.png").exists():
         lines.append("no training_curve.png: pip install matplotlib brings one next time")
     lines.append("next:")
     ask = "'...'" if len(task.text_columns) == 1 else "{'text': '...', 'text_pair': '...'}"
@@ -2061,6 +2115,7 @@ def summary(args: argparse.Namespace, results: dict[str, Any], task: Task) -> st
         rows = ["--text_column_names", ",".join(task.text_columns), "--test_file", "new.csv"]
         if args.task_name:
             rows = ["--task_name", args.task_name, *(["--dataset_name", args.dataset_name] * bool(args.dataset_name))]
+        rows += ["--max_length", str(args.max_length)] * (args.max_length != 128)
         lines.append(
             f"  python {script} --model_name_or_path {folder} --num_train_epochs 0 "
             f"--do_predict {shlex.join(rows)} --output_dir {folder}/predictions"
@@ -2071,17 +2126,21 @@ def summary(args: argparse.Namespace, results: dict[str, Any], task: Task) -> st
 
 
 def share_model(run: Run, message: str, last: bool = False) -> dict[str, Any]:
-    """Save the model; with --push_to_hub upload it in a thread. At the `last` sum the run up; returns the results."""
+    """Save the model, at the `last` the results too, which it returns; with --push_to_hub upload it in a thread."""
     finish_upload(run)  # it reads the files that are about to be written
     results, args = keep_model(run, last), run.args
     if args.push_to_hub and run.accelerator.is_main_process:
         options = {"repo_id": args.hub_model_id, "folder_path": args.output_dir, "token": args.hub_token}
         options |= {"allow_patterns": SHARED, "ignore_patterns": [*NOT_SHARED], "commit_message": message}
         run.uploads.append(ThreadPoolExecutor(1).submit(huggingface_hub.upload_folder, **options))
-    if last:
-        finish_upload(run)
-        say(summary(args, results, run.task))
-        run.accelerator.end_training()
+    return results
+
+
+def finish(run: Run, results: dict[str, Any]) -> dict[str, Any]:
+    """Sum the run up and close what it has open; returns the results."""
+    finish_upload(run)
+    say(summary(run.args, results, run.task))
+    run.accelerator.end_training()
     return results
 
 

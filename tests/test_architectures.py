@@ -1,12 +1,14 @@
 """A tiny model of each architecture: trained for two steps, saved, loaded by transformers, with the same logits."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import sentences
+from conftest import sentences, write_csv
+from tokenizers.processors import Sequence
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -31,6 +33,12 @@ ARCHITECTURES = {
     "modernbert": BERT_LIKE | {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "bos_token_id": 3, "eos_token_id": 3},
     "llama": BERT_LIKE | {"num_key_value_heads": 2, "bos_token_id": 3, "eos_token_id": 3},
+    "bart": {
+        **{"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2},
+        **{"decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64},
+        **{"bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3},
+        "id2label": {0: "negative", 1: "positive"},  # it has three of its own
+    },
     "t5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0},
 }
 
@@ -40,7 +48,7 @@ def make(kind: str, tiny_model: Path, folder: Path) -> Path:
     names = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
     if kind in ("gpt2", "llama"):  # no token to pad with, only one that ends a text
         names = {"unk_token": "[UNK]", "eos_token": "[SEP]"}
-    if kind == "t5":
+    if kind in ("t5", "bart"):
         names |= {"eos_token": "[SEP]"}
     backend = AutoTokenizer.from_pretrained(tiny_model).backend_tokenizer
     PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder)  # without a maximum
@@ -75,6 +83,30 @@ def test_an_architecture_is_trained_saved_and_loaded(
     with torch.inference_mode():
         ours, theirs = trained[0].eval()(**batch).logits, after(**batch).logits
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_tied_weights_are_kept_with_the_best_model(
+    run: Callable, own_files: list, tiny_model: Path, tmp_path: Path, kind: str
+) -> None:
+    flags = [*own_files, "--load_best_model_at_end", "--metric_for_best_model", "loss", "--num_train_epochs", 6]
+    flags += ["--model_name_or_path", make(kind, tiny_model, tmp_path / "model"), "--learning_rate", 0.1]
+    results = run(*flags, "--output_dir", tmp_path / "out")
+    alone = run(*own_files, "--model_name_or_path", tmp_path / "out", "--num_train_epochs", 0)
+    assert results["best_epoch"] < 6, "or this shows nothing"
+    assert alone["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-5)
+
+
+def test_empty_texts_of_a_tokenizer_that_adds_no_tokens(run: Callable, tiny_model: Path, tmp_path: Path) -> None:
+    model = make("gpt2", tiny_model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.backend_tokenizer.post_processor = Sequence([])
+    tokenizer.save_pretrained(model)
+    assert tokenizer("")["input_ids"] == []
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [("", "ab"[row % 2]) for row in range(17)] + sentences(3))
+    file.write_text(file.read_text().replace(",0", ",a").replace(",1", ",b"))
+    flags = ["--train_file", file, "--validation_file", file, "--model_name_or_path", model]
+    assert math.isfinite(run(*flags, "--num_train_epochs", 1)["eval_loss"])
 
 
 @pytest.mark.parametrize(("kind", "most"), [("bert", 64), ("roberta", 63), ("gpt2", 64), ("xlnet", 90), ("t5", 90)])

@@ -48,6 +48,11 @@ def test_a_config_file_may_list_columns_and_files(tmp_path: Path) -> None:
     assert args.train_file == [str(tmp_path / "t.csv")]
 
 
+def test_no_in_a_config_file_is_a_precision(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("mixed_precision: no\n")
+    assert script.parse_args(["--config", str(tmp_path / "recipe.yaml"), *OWN]).mixed_precision == "no"
+
+
 @pytest.mark.parametrize(("written", "meant"), [([], True), (["true"], True), (["False"], False)])
 def test_a_switch_takes_true_false_or_nothing(written: list[str], meant: bool) -> None:
     assert script.parse_args([*OWN, "--trust_remote_code", *written]).trust_remote_code is meant
@@ -69,6 +74,7 @@ def test_the_command_line_wins_over_the_config_file(tmp_path: Path) -> None:
         ("seed: [1, 2]", "seed takes one value"),
         ("- 1", "learning_rate: 5e-5"),
         ("a: b: c", "mapping values"),
+        ("lr: 1", "there is no flag 'lr'; here it is --learning_rate"),
         ("seed: x", "--seed: takes a whole number, not 'x'"),
     ],
 )
@@ -105,6 +111,10 @@ def test_a_wrong_config_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
         ([*OWN, "--output_dir", __file__], "is a file, not a folder"),
         ([*OWN, "--output_dir", "x", "--resume_from_checkpoint", "y"], "--resume_from_checkpoint y"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml"),
+        (
+            [*MODEL, "--train_file", "a.csv", "--train_file=b.csv"],
+            "--train_file is given twice; it takes several values",
+        ),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(capsys: pytest.CaptureFixture, flags: list[str], named: str) -> None:

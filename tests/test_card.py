@@ -101,11 +101,9 @@ def test_a_model_of_the_hub_is_named_as_the_base(tmp_path: Path) -> None:
 def test_without_matplotlib_there_is_no_curve_and_it_is_said_once(
     tiny_model: Path, own_files: list, tmp_path: Path
 ) -> None:
-    """A folder on the path that hides matplotlib, as an environment without it would."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import importlib.util\nfound = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, *rest: None if name == 'matplotlib' else found(name, *rest)\n"
-    )
+    """A folder on the path whose matplotlib cannot be imported, as one that was built for another NumPy."""
+    (tmp_path / "matplotlib").mkdir()
+    (tmp_path / "matplotlib" / "__init__.py").write_text("raise ImportError('built for another NumPy')\n")
     flags = ["--model_name_or_path", tiny_model, *own_files, "--num_train_epochs", 2, "--output_dir", tmp_path / "out"]
     ended = launch(*flags, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     assert ended.returncode == 0, ended.stderr
@@ -113,3 +111,12 @@ def test_without_matplotlib_there_is_no_curve_and_it_is_said_once(
     assert not (tmp_path / "out" / "training_curve.png").exists()
     assert "training_curve" not in (tmp_path / "out" / "README.md").read_text()
     assert json.loads((tmp_path / "out" / "all_results.json").read_text())["step"] == 16
+
+
+def test_a_home_is_not_told_and_may_be_the_root(
+    run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/")  # of a container's user without a name
+    monkeypatch.setattr("sys.argv", ["/work/run_glue_no_trainer.py", *own_files])
+    run(*own_files, "--max_train_steps", 1, "--output_dir", tmp_path / "out")
+    assert f"/work/run_glue_no_trainer.py {shlex.join(own_files)}\n" in (tmp_path / "out" / "README.md").read_text()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas
 import pytest
 from conftest import ROOT, sentences, write_csv
 from datasets import ClassLabel, Dataset, Features, Value
@@ -36,6 +37,7 @@ def refused(capsys: pytest.CaptureFixture, train: Path, valid: Path | None = Non
         (["yes", "no", "yes"], ["no", "yes"], ["no", "yes"], ["accuracy", "macro_f1", "f1"]),
         (["10", "9", "-1"], [-1, 9, 10], ["-1", "9", "10"], ["accuracy", "macro_f1"]),
         (["0.5", "2", "1e1"], None, None, ["mse", "pearson", "spearmanr"]),
+        (["007", "7", "007"], ["007", "7"], ["007", "7"], ["accuracy", "macro_f1", "f1"]),
         (["+1", "-1", "+1"], ["+1", "-1"], ["+1", "-1"], ["accuracy", "macro_f1", "f1"]),
         (["true", "false", "true"], ["false", "true"], ["false", "true"], ["accuracy", "macro_f1", "f1"]),
         (["1", "b", "2.5"], ["1", "2.5", "b"], ["1", "2.5", "b"], ["accuracy", "macro_f1"]),
@@ -101,7 +103,7 @@ def test_numbers_as_text_in_json_become_text(tmp_path: Path) -> None:
         ("", None, "t.csv has no rows"),
         ("text,label\na,x\nb,\n", None, "row 2 of the train data has no label"),
         ("text,label\na,x\nb,y\n", "text,label\na,x\nb,z\n", "row 2 of the validation data has the label 'z'"),
-        ("text,label\na,1\nb,2\n", "text,label\na,one\n", "the label 'one'; the training labels are numbers"),
+        ("text,label\na,1\nb,2\n", "text,label\na,one\n", "the label 'one'; the training labels are whole numbers"),
         ("text,label\na,x\nb,y\n", "", "v.csv has no rows"),
         ("text,label\na,x\nb,y\n", "words,label\na,x\n", "the validation data has no column 'text'"),
     ],
@@ -386,6 +388,8 @@ def test_tokens_are_kept_for_a_run_with_other_flags(
         (["sentence2", "x", "sentence1"], ["sentence1", "sentence2"]),
         (["id", "question", "label", "answer"], ["question", "answer"]),
         (["Index", "label", "text"], ["text"]),
+        (["text", "label", "label_text"], ["text"]),
+        (["Unnamed: 0", "label", "text", "__index_level_0__"], ["text"]),
     ],
 )
 def test_the_columns_of_text(columns: list[str], read: list[str], capsys: pytest.CaptureFixture) -> None:
@@ -403,7 +407,8 @@ def test_more_than_two_columns_of_text_are_named(capsys: pytest.CaptureFixture) 
     ("labels", "said"),
     [
         (["a", "b"], ""),
-        (["bug", "Bug", "b"], "some labels differ only in capitals, such as those of 'bug'"),
+        (["bug", "Bug", "b"], "some labels differ only in capitals or spaces, such as those of 'bug'"),
+        (["bug", " bug", "b"], "some labels differ only in capitals or spaces, such as those of 'bug'"),
         (["1,5", "2,0"], "the labels look like numbers; with a decimal point"),
         ([str(stars) for stars in range(9)], "whole numbers are classes; with a decimal point"),
         ([str(stars) for stars in range(5)], ""),
@@ -421,3 +426,52 @@ def test_text_columns_with_a_comma_or_a_space() -> None:
     flags = ["--model_name_or_path", "m", "--train_file", str(ROOT / "configs" / "quickstart" / "train.csv")]
     for written in (["a,b"], ["a", "b"], ["a, b"]):
         assert script.parse_args([*flags, "--text_column_names", *written]).text_column_names == ["a", "b"]
+
+
+def test_the_columns_that_pandas_adds_are_no_text(tmp_path: Path) -> None:
+    """`to_csv` and, after a shuffle, `to_parquet` write the index."""
+    rows = pandas.DataFrame({"text": ["x", "y", "z"], "label": ["a", "b", "a"]}).sample(frac=1, random_state=0)
+    rows.to_csv(tmp_path / "t.csv")
+    rows.to_parquet(tmp_path / "t.parquet")
+    for name in ("t.csv", "t.parquet"):
+        splits, task = load(tmp_path / name)
+        assert task.text_columns == ["text"]
+        assert splits["train"]["text"][:] == list(rows["text"])
+
+
+def labelled_parquet(file: Path, names: list[str], labels: list[str]) -> Path:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    rows = {"text": [f"row {i}" for i in range(len(labels))], "label": [names.index(label) for label in labels]}
+    Dataset.from_dict(rows, features=features).to_parquet(file)
+    return file
+
+
+def test_the_numbers_of_a_class_label_are_read_with_the_names_of_their_own_split(tmp_path: Path) -> None:
+    train = labelled_parquet(tmp_path / "t.parquet", ["bad", "good", "meh"], ["good", "bad", "meh"])
+    words = write_csv(tmp_path / "w.csv", ["text", "label"], [("row 0", "meh"), ("row 1", "good")])
+    for valid in (labelled_parquet(tmp_path / "v.parquet", ["good", "meh"], ["meh", "good"]), words):
+        splits, task = load(train, valid)
+        assert (task.values, splits["validation"]["label"][:]) == (["bad", "good", "meh"], ["meh", "good"])
+    own = write_csv(tmp_path / "u.csv", ["text", "label"], [("x", "good"), ("y", "meh")])
+    splits, _ = load(own, tmp_path / "v.parquet")
+    assert splits["validation"]["label"][:] == ["meh", "good"]
+
+
+def test_a_trained_model_reads_a_class_label_by_its_names(run: Callable, own_files: list, tmp_path: Path) -> None:
+    run(*own_files, "--learning_rate", 3e-3, "--num_train_epochs", 6, "--output_dir", tmp_path / "out")
+    labels = [("negative", "positive")[label] for _, label in sentences(23, seed=1)]
+    file = labelled_parquet(tmp_path / "v.parquet", ["positive", "negative"], labels)
+    Dataset.from_parquet(str(file)).remove_columns("text").add_column(
+        "text", [text for text, _ in sentences(23, seed=1)]
+    ).to_parquet(file)
+    flags = ["--model_name_or_path", tmp_path / "out", "--num_train_epochs", 0, "--validation_file", file]
+    assert run(*flags)["eval_accuracy"] == 1.0
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"own {row}", "ab"[row % 2]) for row in range(30)])
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", file / "cache")  # a file is no folder
+        assert "HF_HOME names a folder for it" in refused(capsys, file)

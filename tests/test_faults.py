@@ -56,8 +56,8 @@ DAMAGES = {
     "random state flipped": (functools.partial(flip_a_byte, "random_states_0.pkl"), "random_states_0.pkl is not as"),
     "progress flipped": (functools.partial(flip_a_byte, "progress.json"), "progress.json is not as it was written"),
     "checksums flipped": (functools.partial(flip_a_byte, "checksums.json"), ""),
-    "weights lost": (functools.partial(lose, "model.safetensors"), "has not the files that checksums.json names"),
-    "progress lost": (functools.partial(lose, "progress.json"), "has not the files that checksums.json names"),
+    "weights lost": (functools.partial(lose, "model.safetensors"), "it has no model.safetensors"),
+    "progress lost": (functools.partial(lose, "progress.json"), "it has no progress.json"),
     "checksums lost": (functools.partial(lose, "checksums.json"), "checksums.json is missing"),
 }
 
@@ -100,6 +100,14 @@ def test_when_all_checkpoints_are_damaged_nothing_is_begun(
     assert exit_.value.code == 2
     assert "every checkpoint in" in capsys.readouterr().err
     assert len(script.checkpoints(tmp_path / "out")) == 3
+
+
+def test_what_others_put_into_a_checkpoint_does_no_harm(
+    run: Callable, three_checkpoints: list, tmp_path: Path
+) -> None:
+    """As Finder does with .DS_Store, and NFS with .nfs and a number."""
+    (tmp_path / "out" / "step_6" / ".DS_Store").touch()
+    assert not script.damage(tmp_path / "out" / "step_6")
 
 
 def test_what_a_killed_run_left_aside_is_cleared(run: Callable, three_checkpoints: list, tmp_path: Path) -> None:
@@ -160,8 +168,8 @@ def test_latest_does_not_replace_a_finished_run(
         (["--weight_decay", 0.1], "weight_decay was 0.0 there and is 0.1 here"),
         (["--max_grad_norm", 0], "max_grad_norm was 1.0 there and is 0.0 here"),
         (["--no_group_by_length"], "no_group_by_length was False there and is True here"),
-        (["--max_train_samples", 60], "data was "),
-        (["--max_length", 5], "data was "),
+        (["--max_train_samples", 60], ": data was "),
+        (["--max_length", 5], ": data was "),
     ],
 )
 def test_another_run_is_not_resumed(
@@ -179,12 +187,13 @@ def test_other_rows_or_another_model_are_not_resumed(
     resume = [*three_checkpoints, "--resume_from_checkpoint", "latest"]
     rows = [(text, ("negative", "positive")[label]) for text, label in sentences(61)]
     same = write_csv(tmp_path / "same.csv", ["text", "label"], rows)
-    run(*resume, "--train_file", same)  # the same rows in another file are the same data
+    resume[1] = same
+    run(*resume)  # the same rows in another file are the same data
     rows[3], rows[4] = rows[4], rows[3]
     other = write_csv(tmp_path / "other.csv", ["text", "label"], rows)
     with pytest.raises(SystemExit):
-        run(*resume, "--train_file", other)
-    assert "data was" in capsys.readouterr().err
+        run(resume[0], other, *resume[2:])
+    assert ": data was" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run(*resume, "--model_name_or_path", without_dropout(tiny_model, tmp_path / "model"))
     assert "model was BertForSequenceClassification of" in capsys.readouterr().err
@@ -212,6 +221,27 @@ def test_what_could_not_be_written_is_not_left_half_written(tmp_path: Path) -> N
         script.together(script.Accelerator(cpu=True), write, tmp_path / ".best.partial")
     assert exit_.value.code == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_resume_with_nothing_left_to_train_evaluates_what_it_saves(
+    run: Callable, own_files: list, tmp_path: Path
+) -> None:
+    flags = [*own_files, "--lr_scheduler_type", "constant", "--learning_rate", 1e-2, "--output_dir", tmp_path / "out"]
+    run(*flags, "--checkpointing_steps", 5)
+    results = run(*flags, "--num_train_epochs", 1, "--resume_from_checkpoint", tmp_path / "out" / "step_15")
+    alone = run(*own_files, "--model_name_or_path", tmp_path / "out", "--num_train_epochs", 0)
+    assert (results["step"], results["eval_loss"]) == (15, pytest.approx(alone["eval_loss"], abs=1e-6))
+
+
+def test_other_validation_data_is_not_resumed(
+    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    flags = [*own_files, "--max_train_steps", 2, "--checkpointing_steps", 1, "--output_dir", tmp_path]
+    run(*flags)
+    with pytest.raises(SystemExit) as exit_:
+        run(*flags, "--resume_from_checkpoint", "latest", "--max_eval_samples", 7)
+    assert exit_.value.code == 2
+    assert ": validation_data was " in capsys.readouterr().err
 
 
 def test_a_constant_schedule_may_go_on_for_longer(run: Callable, own_files: list, tmp_path: Path) -> None:
@@ -462,8 +492,8 @@ def test_a_second_sigint_ends_at_once(own_files: list, tiny_model: Path, tmp_pat
     """The first one would wait for the step in hand, which takes longer than this test here."""
     rows = [(text, ("negative", "positive")[label]) for text, label in sentences(3000)]
     many = write_csv(tmp_path / "many.csv", ["text", "label"], rows)
-    flags = ["--train_file", many, "--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 3000]
-    run = Run(own_files, tiny_model, tmp_path / "out", *flags)
+    flags = ["--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 3000]
+    run = Run(["--train_file", many, *own_files[2:]], tiny_model, tmp_path / "out", *flags)
     assert run.training.wait(120)
     run.process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
@@ -479,8 +509,8 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(
 ) -> None:
     rows = [(text, ("negative", "positive")[label]) for text, label in sentences(20_000)]
     many = write_csv(tmp_path / "many.csv", ["text", "label"], rows)
-    flags = ["--validation_file", many, "--per_device_eval_batch_size", 1, "--max_train_steps", 1]
-    run = Run(own_files, tiny_model, tmp_path / "out", *flags)
+    flags = ["--per_device_eval_batch_size", 1, "--max_train_steps", 1]
+    run = Run([*own_files[:2], "--validation_file", many], tiny_model, tmp_path / "out", *flags)
     log = tmp_path / "out" / "log.jsonl"
     while not (log.exists() and log.read_text().endswith("\n")):  # the line of the only step
         assert run.process.poll() is None, run.output
@@ -554,3 +584,26 @@ def test_losses_are_the_same_on_every_cut(tiny_model: Path, tmp_path: Path) -> N
     assert furthest <= 1e-5
     for metric in ("accuracy", "f1", "macro_f1"):
         assert len({result[f"eval_{metric}"] for result in results.values()}) == 1
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_run_and_its_reader_saves_all_the_same(
+    own_files: list, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C at `run_glue_no_trainer.py ... | tee file` ends tee at once: what is then said, nobody can read."""
+    run = subprocess.Popen(
+        [
+            *(sys.executable, ROOT / "run_glue_no_trainer.py", "--model_name_or_path", tiny_model, *own_files),
+            *("--logging_steps", "1", "--num_train_epochs", "10000", "--output_dir", tmp_path / "out"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while "training for" not in run.stdout.readline():
+        assert run.poll() is None
+    run.stdout.close()
+    run.send_signal(signal.SIGINT)
+    said = run.stderr.read()
+    assert (run.wait(120), said) == (130, "")
+    assert len(script.checkpoints(tmp_path / "out")) == 1

@@ -196,3 +196,28 @@ def test_an_unknown_metric_is_answered_with_those_there_are(
     with pytest.raises(SystemExit):
         run(*own_files, "--metric_for_best_model", "bleu", "--output_dir", tmp_path / "out")
     assert "--metric_for_best_model bleu: there are loss, accuracy, macro_f1, f1" in capsys.readouterr().err
+
+
+def test_predictions_that_cannot_be_written_leave_the_model(
+    run: Callable, own_files: list, unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "out" / "predict_results.csv").mkdir(parents=True)
+    with pytest.raises(SystemExit) as exit_:
+        run(*own_files, "--do_predict", "--test_file", unlabelled, "--output_dir", tmp_path / "out")
+    assert exit_.value.code == 1
+    assert "the predictions could not be written, the model is saved" in capsys.readouterr().err
+    assert {"model.safetensors", "all_results.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_each_test_split_has_a_file_of_its_own(run: Callable, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name, rows in {"train": 40, "test": 11, "test_hard": 5}.items():
+        made = [{"text": text, "label": "ab"[label]} for text, label in sentences(rows)]
+        (tmp_path / "data" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, made)))
+    splits = "".join(f"  - split: {name}\n    path: {name}.jsonl\n" for name in ("train", "test", "test_hard"))
+    (tmp_path / "data" / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n{splits}---\n"
+    )
+    run("--dataset_name", tmp_path / "data", "--max_train_steps", 2, "--do_predict", "--output_dir", tmp_path / "out")
+    files = {path.name: len(table(path)) for path in (tmp_path / "out").glob("predict*")}
+    assert files == {"predict_results.csv": 11, "predict_results_hard.csv": 5}

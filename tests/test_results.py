@@ -45,6 +45,11 @@ def test_all_results(run: Callable, own_files: list, tmp_path: Path) -> None:
     assert results["train_loss"] == pytest.approx(mean)
 
 
+def test_train_loss_counts_the_steps_since_the_last_line_of_the_log(run: Callable, own_files: list) -> None:
+    flags = ["--num_train_epochs", 10, "--early_stopping_patience", 1, "--logging_steps", 500, "--learning_rate", 0]
+    assert run(*own_files, *flags)["train_loss"] == pytest.approx(0.69, abs=0.02)
+
+
 def test_log_lines(run: Callable, own_files: list, tmp_path: Path) -> None:
     run(*own_files, "--max_train_steps", 12, "--logging_steps", 4, "--output_dir", tmp_path)
     lines = log_lines(tmp_path)

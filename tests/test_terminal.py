@@ -11,7 +11,7 @@ import termios
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, launch
+from conftest import ROOT, launch, sentences, write_csv
 
 FLAGS = ["--num_train_epochs", 2, "--logging_steps", 4, "--per_device_eval_batch_size", 2, "--do_predict"]
 
@@ -84,3 +84,13 @@ def test_the_next_command_runs_as_printed(tiny_model: Path, own_files: list, tmp
     for command, said in ((ask, "'label': "), (predict, "23 predictions are in")):
         run = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, env=environment)
         assert said in run.stdout, run.stderr
+
+
+@pytest.mark.slow
+def test_a_log_file_that_knows_few_characters(tiny_model: Path, tmp_path: Path) -> None:
+    """As one on Windows does; the labels are Chinese."""
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [(text, "好坏"[label]) for text, label in sentences(30)])
+    flags = ["--model_name_or_path", tiny_model, "--train_file", file, "--max_train_steps", 1]
+    ended = launch(*flags, env={"PYTHONIOENCODING": "ascii"})
+    assert ended.returncode == 0, ended.stderr
+    assert r"\u597d" in ended.stdout
