@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import fresh_accelerate, sentences, write_csv
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -378,39 +378,6 @@ OBJECT = st.one_of(
 def as_csv(rows: list, quoted: bool) -> bytes:
     cells = [['"' + cell.replace('"', '""') + '"' if quoted else cell for cell in row] for row in rows]
     return ("text,label\n" + "\n".join(",".join(row) for row in cells)).encode("utf-8", "surrogatepass")
-
-
-ROUGH = st.lists(st.sampled_from(['"', '"', ",", "\n", "\r", "a", "\0", " ", "é", "\u2028"]), max_size=12).map("".join)
-NEAT = st.lists(st.lists(st.text('a,"\r\n', max_size=3), min_size=2, max_size=2), max_size=4).map(
-    lambda rows: as_csv(rows, True).decode()
-)
-
-
-@settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
-@example("a\0\na,\r\ra,\r")
-@given(st.one_of(st.builds("{}\n{}".format, NEAT, ROUGH), ROUGH, NEAT))
-def test_the_two_ways_to_read_a_csv_agree_to_the_letter(
-    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, content: str
-) -> None:
-    (tmp_path / "t.csv").write_bytes(content.encode())
-
-    def read() -> object:
-        try:
-            return script.parse_csv(str(tmp_path / "t.csv")).to_pydict()
-        except SystemExit:
-            return capsys.readouterr().err
-
-    quick = read()
-    with monkeypatch.context() as patch:
-        patch.setattr(script, "parse_plain_csv", lambda *_: None)  # leaves Python's csv
-        assert read() == quick
-
-
-def test_a_common_csv_is_read_the_quick_way(tmp_path: Path) -> None:
-    file = tmp_path / "t.csv"
-    file.write_bytes(b'text,label\r\n"5"" of ""x"",\ny",good\r\n\r\n,bad\r\n')
-    table = script.parse_plain_csv(str(file), ["text", "label"], ",")
-    assert table.to_pydict() == {"text": ['5" of "x",\ny', ""], "label": ["good", "bad"]}
 
 
 FILES = st.one_of(
