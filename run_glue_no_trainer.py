@@ -532,10 +532,12 @@ def read_file(file: str) -> Dataset:
         parse = parse_json if path.suffix.lower() in (".json", ".jsonl") else parse_csv
         try:
             table = parse(file)
-        except UnicodeDecodeError as error:
-            stop(f"{file} is not UTF-8: byte {error.object[error.start]:#x} at {error.start}; save it as UTF-8")
-        except UnicodeEncodeError:
-            stop(f"{file} holds a character that is cut in half (a lone surrogate, \\ud800 to \\udfff)")
+        except UnicodeError as error:
+            stop(f"{file} is not UTF-8: {error}; save it as UTF-8")
+        except (ValueError, RecursionError) as error:  # of JSON
+            stop(f"{file}: {error}")
+        if not table.num_rows:
+            stop(f"{file} has no rows")
         aside = cached.with_suffix(f".{os.getpid()}")
         try:
             cache.mkdir(parents=True, exist_ok=True)
@@ -576,35 +578,22 @@ def parse_csv(file: str) -> pa.Table:
                     column.append(cell)
         except csv.Error as error:
             stop(f"{file}, line {reader.line_num}: {error}; a double quote inside a quoted cell is written twice")
-    if not columns or not columns[0]:
-        stop(f"{file} has no rows" + (" beneath its header" if header else ""))
     return pa.table(columns, header)
 
 
 def parse_json(file: str) -> pa.Table:
     """The values of JSON lines, of a list of objects, or of one under `data`; null where missing."""
-    text = Path(file).read_text(encoding="utf-8-sig")
-    try:
-        try:
-            whole = json.loads(text)
-            rows = whole.get("data", [whole]) if isinstance(whole, dict) else whole
-        except json.JSONDecodeError as error:
-            if text.lstrip()[:1] != "{" or len(text.splitlines()) < 2:
-                stop(f"{file}, line {error.lineno}: {error.msg}")
-            rows = []
-            for number, line in enumerate(text.split("\n"), 1):
-                try:
-                    rows += [json.loads(line)] if line.strip() else []
-                except json.JSONDecodeError as wrong:
-                    stop(f"{file}, line {number}: {wrong.msg} at column {wrong.colno}")
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deep
-        stop(f"{file}: {error}")
+    text, place, rows = Path(file).read_text(encoding="utf-8-sig").rstrip(), 0, []
+    decoder, space = json.JSONDecoder(), re.compile(r"\s*")
+    while place < len(text):
+        row, place = decoder.raw_decode(text, space.match(text, place).end())
+        rows.append(row)
+    if len(rows) == 1:
+        rows = rows[0].get("data", rows) if isinstance(rows[0], dict) else rows[0]
     if not isinstance(rows, list):
         stop(f"{file}: it holds neither objects in lines nor a list of them")
     if wrong := [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]:
         stop(f'{file}, row {wrong[0]} is not an object such as {{"text": "...", "label": "..."}}')
-    if not rows:
-        stop(f"{file} has no rows")
     names = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: to_arrow([row.get(name) for row in rows]) for name in names})
 
