@@ -511,14 +511,9 @@ def read_files(files: list[str]) -> Dataset:
     """The rows of all files, one after the other, with the columns that the first one has."""
     parts = [read_file(file) for file in files]
     for file, part in zip(files, parts, strict=True):
-        if set(part.column_names) != set(parts[0].column_names):
-            columns = [", ".join(data.column_names) for data in (part, parts[0])]
-            stop(f"{file} has the columns {columns[0]}, but {files[0]} has {columns[1]}")
-        for column, feature in part.features.items():
-            if feature != parts[0].features[column]:  # such as whole numbers in one and fractions in the other
-                kinds = f"{feature}, but that of {files[0]} {parts[0].features[column]}"
-                stop(f"{file}: column {column} holds {kinds}")
-    return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+        if part.features != parts[0].features:  # such as whole numbers in one and fractions in the other
+            stop(f"{file} has the columns {part.features}, but {files[0]} has {parts[0].features}")
+    return concatenate_datasets(parts)
 
 
 def read_file(file: str) -> Dataset:

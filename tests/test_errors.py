@@ -220,7 +220,7 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
     ),
     "files that differ": (
         lambda f: ["--train_file", f / "good.csv", write_csv(f / "t.csv", ["text", "kind"], ["xa", "yb"])],
-        "t.csv has the columns text, kind, but",
+        "t.csv has the columns {'text': Value('string'), 'kind'",
     ),
     "a JSON line cut off": (
         with_file("t.jsonl", jsonl(*ROWS, '{"text": "x')),
@@ -258,7 +258,7 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
         "data are of type list",
     ),
     "parquet texts that are lists": (with_parquet({"text": [["x"], ["y"]], "label": ["a", "b"]}), "text"),
-    "parquets of which one has lists": (two_parquets, "2.parquet: column text holds List(Value('string')), but that"),
+    "parquets of which one has lists": (two_parquets, "2.parquet has the columns {'text': List(Value('string'))"),
     "a model without weights": (with_model(lambda model: (model / "model.safetensors").unlink()), "model"),
     "a model in a pickle": (with_model(make_pickle), "has its weights in a pickle, which could run code"),
     "a model's weights cut off": (with_model(lambda model: os.truncate(model / "model.safetensors", 500)), "model"),
