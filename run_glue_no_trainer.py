@@ -1894,19 +1894,15 @@ def draw_curve(file: Path, lines: list[dict[str, float]], metric: str, floor: di
     except ImportError:  # it is not there, or was built for another NumPy
         return
     figure = Figure(figsize=(9, 3.2), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for axis, name, label, marker in (
-        (axes[0], "loss", "training loss", ""),
-        (axes[0], "eval_loss", "validation loss", "o"),
-        (axes[1], f"eval_{metric}", metric, "o"),
-    ):
-        steps, values = zip(*[(line["step"], line[name]) for line in lines if name in line] or [((), ())], strict=True)
-        axis.plot(steps, values, marker=marker, label=label)
+    losses, scores = figure.subplots(1, 2)
+    for axis, name in ((losses, "loss"), (losses, "eval_loss"), (scores, f"eval_{metric}")):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        axis.plot(*np.transpose(points), marker=".", label=name)
         axis.set_xlabel("step")
     if (least := floor.get(f"baseline_{metric}")) is not None:
-        axes[1].axhline(least, linestyle=":", color="gray", label="baseline")
-    for axis in axes:
-        axis.legend()
+        scores.axhline(least, linestyle=":", color="gray", label="baseline")
+    losses.legend()
+    scores.legend()
     figure.savefig(file)
 
 
