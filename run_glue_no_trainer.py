@@ -1906,45 +1906,6 @@ def draw_curve(file: Path, lines: list[dict[str, float]], metric: str, floor: di
     figure.savefig(file)
 
 
-CARD = """---
-{metadata}
----
-
-# {name}
-
-{base} fine-tuned on {data}: {columns} → {labels}.
-
-## Results
-
-On the validation data. The baseline always answers {floor} of the training data.
-
-{scores}
-
-## Use
-
-```python
-from transformers import pipeline
-
-classify = pipeline("text-classification", {place})
-print(classify({text}))
-```
-
-## Training
-{curve}
-{epochs}
-
-```
-{table}
-```
-
-```sh
-{command}
-```
-
-{settings}
-"""
-
-
 def write_card(run: Run, results: dict[str, Any], lines: list[dict[str, float]]) -> None:
     """README.md in --output_dir: what the model is, its scores, how to use it, how it was made.
 
@@ -1983,54 +1944,74 @@ def write_card(run: Run, results: dict[str, Any], lines: list[dict[str, float]])
         tags=["text-classification", "accelerate"],
         eval_results=measured or None,
     )
-    evaluations = []
-    for line in (line for line in lines if "eval_loss" in line):
-        trained = [before["loss"] for before in lines if "loss" in before and before["step"] <= line["step"]]
-        first = {"epoch": line["epoch"], "step": line["step"], "training loss": trained[-1] if trained else None}
-        evaluations.append(first | {key: value for key, value in line.items() if key.startswith("eval_")})
-    flags = ("weight_decay", "max_grad_norm", "max_length", "seed")
-    settings = {flag: getattr(args, flag) for flag in flags} | {
-        "learning rate": results["schedule"],
-        "global batch": results["global_batch_size"],
+    evaluations, loss = [], None
+    for line in lines:
+        loss = line.get("loss", loss)
+        if "eval_loss" in line:
+            evaluations.append({"epoch": line["epoch"], "step": line["step"], "training loss": loss} | line)
+    known = ("seed", "global_batch_size", "schedule", "weight_decay", "max_grad_norm", "train_runtime")
+    settings = {name: results.get(name) for name in known} | {
+        "max_length": args.max_length,
         "optimizer": "AdamW, betas 0.9 and 0.999, epsilon 1e-8",
         "mixed precision": run.accelerator.mixed_precision,
         "run on": hardware(run.accelerator),
-        "seconds": results.get("train_runtime"),
         "versions": ", ".join(f"{module} {version}" for module, version in results["versions"].items()),
     }
-    sentence, second = "The parcel came a day early.", "The parcel was late."
-    pair = len(task.text_columns) == 2
-    card = CARD.format(
-        metadata=metadata.to_yaml(),
-        name=name,
-        base=f"[{base}](https://huggingface.co/{base})" if on_hub else Path(base).name,
-        data=data,
-        columns=" + ".join(task.text_columns),
-        labels=", ".join(task.labels) if task.labels else "a number",
-        floor="the commonest class" if task.labels else "the mean",
-        scores=markdown_table(
-            ["metric", "score", "baseline"],
-            [[key, score, results.get(f"baseline_{key}")] for key, score in scores.items()],
-        ),
-        place=json.dumps(args.hub_model_id or args.output_dir),
-        text=json.dumps({"text": sentence, "text_pair": second} if pair else sentence),
-        curve="\n![Loss and score by step](training_curve.png)\n" if (folder / "training_curve.png").exists() else "",
-        epochs=markdown_table(list(evaluations[0]), [[*row.values()] for row in evaluations]) if evaluations else "",
-        table=run.table,
-        command=re.sub(
-            rf"{re.escape(os.path.expanduser('~'))}(?=/)", "~", launch_command()
-        ),  # a card may be published
-        settings=markdown_table(["", ""], [[name, value] for name, value in settings.items()]),
-    )
+    curve = "![Loss and score by step](training_curve.png)" if (folder / "training_curve.png").exists() else ""
+    home = re.escape(os.path.expanduser("~"))  # which a card that is published need not tell
+    command = re.sub(rf"{home}(?=/)", "~", launch_command())
+    first, second = "The parcel came a day early.", "The parcel was late."
+    origin = f"[{base}](https://huggingface.co/{base})" if on_hub else Path(base).name
+    floor = "the commonest class" if task.labels else "the mean"
+    question = first if len(task.text_columns) == 1 else {"text": first, "text_pair": second}
+    card = f"""---
+{metadata.to_yaml()}
+---
+
+# {name}
+
+{origin} fine-tuned on {data}: {" + ".join(task.text_columns)} → {", ".join(task.labels or ["a number"])}.
+
+## Results
+
+On the validation data. The baseline always answers {floor} of the training data.
+
+{markdown_table([{"metric": k, "score": v, "baseline": results.get(f"baseline_{k}")} for k, v in scores.items()])}
+
+## Use
+
+```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", {json.dumps(args.hub_model_id or args.output_dir)})
+print(classify({json.dumps(question)}))
+```
+
+## Training
+
+{curve}
+
+{markdown_table(evaluations)}
+
+```
+{run.table}
+```
+
+```sh
+{command}
+```
+
+{markdown_table([{"setting": name, "value": value} for name, value in settings.items()])}
+"""
     ModelCard(card).save(folder / "README.md")
 
 
-def markdown_table(header: list[str], rows: list[list[Any]]) -> str:
+def markdown_table(rows: list[dict[str, Any]]) -> str:
     def cell(value: Any) -> str:
         return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
+    header = [[*rows[0]], ["---"] * len(rows[0])] if rows else []
+    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in [*header, *(row.values() for row in rows)])
 
 
 def hardware(accelerator: Accelerator) -> str:

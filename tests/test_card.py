@@ -48,7 +48,7 @@ def test_the_card_tells_scores_epochs_command_and_versions(
     epochs = [line for line in card.splitlines() if re.match(r"\| 1(\.5)? \| (8|12) \|", line)]
     assert len(epochs) == 2
     assert "| 1.5 | 12 | " in epochs[1]
-    assert "| learning rate | linear from 5e-05, 2 warm-up steps of 12 |" in card
+    assert "| schedule | linear from 5e-05, 2 warm-up steps of 12 |" in card
     assert f"run_glue_no_trainer.py {shlex.join(own_files)} --output_dir ~/out" in card
     assert str(tmp_path) not in card.split("## Training")[1]
     assert re.search(r"^train +61 ", card, re.MULTILINE)
