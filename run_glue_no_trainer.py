@@ -107,7 +107,7 @@ def stop(message: str, code: int = 2) -> NoReturn:
     else:
         message += " Earlier checkpoints are as they were." * (code == 1)
         write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print  # above a progress bar
-        write(f"{Path(__file__).name}: error: {message}", file=sys.stderr)
+        write(f"{Path(__file__).name}: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -312,7 +312,7 @@ def read_config(file: str, parser: argparse.ArgumentParser) -> list[str]:
     try:
         values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        stop(f"--config {file}: {' '.join(str(error).split())}")
+        stop(f"--config {file}: {error}")
     known = [name.lstrip("-") for name in parser._option_string_actions if name not in ("-h", "--help", "--config")]
     if not isinstance(values, dict):
         stop(f"--config {file}: must hold lines such as `learning_rate: 5e-5`")
@@ -504,7 +504,7 @@ def read(source: str, *args: str, **options: Any) -> DatasetDict | Dataset:
     try:
         return load_dataset(*args, **options)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
-        stop(f"{source} could not be read: {' '.join(str(error.__cause__ or error).split())}")
+        stop(f"{source} could not be read: {error.__cause__ or error}")
 
 
 def read_files(files: list[str]) -> Dataset:
@@ -728,7 +728,7 @@ def labels_of_model(args: argparse.Namespace) -> list[str] | None:
             args.model_name_or_path, revision=args.model_revision, trust_remote_code=args.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        stop(f"--model_name_or_path {args.model_name_or_path}: {' '.join(str(error).split())}")
+        stop(f"--model_name_or_path {args.model_name_or_path}: {error}")
     return [str(config.id2label[index]) for index in range(config.num_labels)] if config.num_labels > 1 else None
 
 
@@ -926,7 +926,7 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer]:
                 f"--model_name_or_path {name} has its weights in a pickle, which could run code; if you trust it: "
                 f'python -c "from transformers import *; {convert}"'
             )
-        stop(f"--model_name_or_path {name}: {' '.join(str(error).split())}")
+        stop(f"--model_name_or_path {name}: {error}")
     if loaded["missing_keys"] and args.num_train_epochs == 0 and not args.max_train_steps:
         say(f"warning: {args.model_name_or_path} has no trained head: what it answers is drawn at random")
     if device.type == "cpu":
@@ -1242,7 +1242,7 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
         )
     except (ValueError, ImportError) as error:  # a precision that this machine has not
         one_machine = "; on one machine that is 127.0.0.1" if "MASTER_ADDR" in str(error) else ""  # mpirun alone
-        stop(" ".join(str(error).split()) + one_machine)
+        stop(f"{error}{one_machine}")
     if torch.distributed.is_initialized():
         # kept to the end: were DDP's the last hold on it, letting it go would wait for gloo's threads, while they may
         # wait for Python, which that holds up (https://github.com/pytorch/pytorch/issues/56297)
@@ -1662,8 +1662,8 @@ def start_trackers(accelerator: Accelerator, args: argparse.Namespace, progress:
     try:
         accelerator.init_trackers("glue_no_trainer", None if resumed else shown, options)
     except Exception as error:  # each tracker has its own
-        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        stop(f"--report_to {args.report_to}: {why}; another tracker: --report_to tensorboard")
+        why = f"{type(error).__name__}: {error}; another tracker: --report_to tensorboard"
+        stop(f"--report_to {args.report_to}: {why}")
     if resumed and "tensorboard" in map(str, accelerator.log_with):  # the lines of the checkpoint's own step went too
         lines = (Path(args.output_dir) / "log.jsonl").read_text(encoding="utf-8").splitlines()
         for line in filter(lambda line: line["step"] == progress.step, map(json.loads, lines)):
@@ -2103,7 +2103,7 @@ def make_repository(args: argparse.Namespace) -> None:
     try:
         made = huggingface_hub.create_repo(name, token=args.hub_token, private=private, exist_ok=True)
     except (huggingface_hub.errors.HTTPError, OSError, ValueError) as error:
-        stop(f"--push_to_hub: {name} could not be made: {' '.join(str(error).split())}")
+        stop(f"--push_to_hub: {name} could not be made: {error}")
     args.hub_model_id = made.repo_id
 
 
