@@ -683,7 +683,9 @@ def find_task(splits: dict[str, Dataset], text_columns: list[str], args: argpars
     if args.task_name == "ax":
         values, labels = [0, 1, 2], ["entailment", "neutral", "contradiction"]
     elif train is None:
-        if labels := labels_of_model(args):
+        config = from_pretrained(AutoConfig, args)
+        if config.num_labels > 1:  # with one it answers with a number
+            labels = [str(config.id2label[index]) for index in range(config.num_labels)]
             values = match_labels(labels, splits.get("validation"))
     elif isinstance(feature := train.features["label"], ClassLabel):
         values, labels = list(range(len(feature.names))), list(feature.names)
@@ -719,17 +721,6 @@ def warn_of_labels(counts: Counter[str]) -> None:
     if rare := sorted(label for label in counts if counts[label] < 10):
         some = ", ".join(rare[:5]) + f" and {len(rare) - 5} more" * (len(rare) > 5)
         say(f"warning: fewer than ten rows of the training data have the label {some}")
-
-
-def labels_of_model(args: argparse.Namespace) -> list[str] | None:
-    """The names of the classes that a model knows already; None if it answers with a number."""
-    try:
-        config = AutoConfig.from_pretrained(
-            args.model_name_or_path, revision=args.model_revision, trust_remote_code=args.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        stop(f"--model_name_or_path {args.model_name_or_path}: {error}")
-    return [str(config.id2label[index]) for index in range(config.num_labels)] if config.num_labels > 1 else None
 
 
 def match_labels(labels: list[str], data: Dataset | None) -> list[Any]:
@@ -874,52 +865,19 @@ class GlobalBatchSampler(Sampler[list[int]]):
 # --- Model
 
 
-def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer]:
-    """The model with a head for the task, in float32, and its tokenizer. A model's own order of classes is kept."""
-    source = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
-    if args.trust_remote_code:
-        say(f"warning: --trust_remote_code runs whatever Python code comes with {args.model_name_or_path}")
+def from_pretrained(kind: Any, args: argparse.Namespace, **options: Any) -> Any:
+    """What an Auto class, `kind`, makes of --model_name_or_path."""
+    name, revision, trust = args.model_name_or_path, args.model_revision, args.trust_remote_code
     try:
-        config = AutoConfig.from_pretrained(args.model_name_or_path, **source)
-        if task.labels:
-            keep_model_labels(config, task)
-            config.id2label = dict(enumerate(task.labels))
-            config.label2id = {label: index for index, label in enumerate(task.labels)}
-        else:
-            config.num_labels = 1
-        config.problem_type = "single_label_classification" if task.labels else "regression"
-        tokenizer = AutoTokenizer.from_pretrained(
-            args.model_name_or_path, use_fast=not args.use_slow_tokenizer, **source
-        )
-        if args.use_slow_tokenizer and tokenizer.is_fast:
-            say("warning: --use_slow_tokenizer changes nothing: this model has a fast tokenizer only")
-        if tokenizer.pad_token is None:
-            if tokenizer.eos_token is None:
-                stop(f"--model_name_or_path {args.model_name_or_path}: its tokenizer has no token to pad with")
-            tokenizer.pad_token = tokenizer.eos_token
-        config.pad_token_id = tokenizer.pad_token_id
-        device = PartialState().device
-        model, loaded = AutoModelForSequenceClassification.from_pretrained(
-            args.model_name_or_path,
-            output_loading_info=True,
-            config=config,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=args.ignore_mismatched_sizes,
-            # on the CPU, dropout inside SDPA costs more than the attention matrix it saves; on XLA its mask is read
-            # by the host in each step
-            attn_implementation=args.attn_implementation or ("eager" if device.type in ("cpu", "xla") else None),
-            use_safetensors=True,  # a pickle could run code
-            **source,
-        )
+        return kind.from_pretrained(name, revision=revision, trust_remote_code=trust, **options)
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
         stop(
-            f"--model_name_or_path {args.model_name_or_path} has a head of another size than the {config.num_labels} "
-            "labels of the data; --ignore_mismatched_sizes starts a new head"
+            f"--model_name_or_path {name} has a head of another size than the {options['config'].num_labels} labels "
+            "of the data; --ignore_mismatched_sizes starts a new head"
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        name = args.model_name_or_path
         if any(Path(name).glob("pytorch_model*.bin")):
             convert = f"AutoModelForSequenceClassification.from_pretrained('{name}').save_pretrained('{name}-safe')"
             stop(
@@ -927,6 +885,41 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer]:
                 f'python -c "from transformers import *; {convert}"'
             )
         stop(f"--model_name_or_path {name}: {error}")
+
+
+def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer]:
+    """The model with a head for the task, in float32, and its tokenizer. A model's own order of classes is kept."""
+    if args.trust_remote_code:
+        say(f"warning: --trust_remote_code runs whatever Python code comes with {args.model_name_or_path}")
+    config = from_pretrained(AutoConfig, args)
+    if task.labels:
+        keep_model_labels(config, task)
+        config.id2label = dict(enumerate(task.labels))
+        config.label2id = {label: index for index, label in enumerate(task.labels)}
+    else:
+        config.num_labels = 1
+    config.problem_type = "single_label_classification" if task.labels else "regression"
+    tokenizer = from_pretrained(AutoTokenizer, args, use_fast=not args.use_slow_tokenizer)
+    if args.use_slow_tokenizer and tokenizer.is_fast:
+        say("warning: --use_slow_tokenizer changes nothing: this model has a fast tokenizer only")
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            stop(f"--model_name_or_path {args.model_name_or_path}: its tokenizer has no token to pad with")
+        tokenizer.pad_token = tokenizer.eos_token
+    config.pad_token_id = tokenizer.pad_token_id
+    device = PartialState().device
+    model, loaded = from_pretrained(
+        AutoModelForSequenceClassification,
+        args,
+        output_loading_info=True,
+        config=config,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+        # on the CPU, dropout inside SDPA costs more than the attention matrix it saves; on XLA its mask is read
+        # by the host in each step
+        attn_implementation=args.attn_implementation or ("eager" if device.type in ("cpu", "xla") else None),
+        use_safetensors=True,  # a pickle could run code
+    )
     if loaded["missing_keys"] and args.num_train_epochs == 0 and not args.max_train_steps:
         say(f"warning: {args.model_name_or_path} has no trained head: what it answers is drawn at random")
     if device.type == "cpu":
