@@ -1276,9 +1276,8 @@ def say(text: str) -> None:
 
 def progress_bar(what: str, **options: Any) -> tqdm:
     """A bar for people: at a terminal, of one process; `options` are tqdm's."""
-    width = min(shutil.get_terminal_size().columns, 100)
-    shown = PartialState().is_main_process and sys.stderr.isatty()
-    return tqdm(desc=what, ncols=width, disable=not shown, **options)
+    disable = None if PartialState().is_main_process else True  # None: where there is no terminal
+    return tqdm(desc=what, dynamic_ncols=True, disable=disable, **options)
 
 
 def show(bar: tqdm, line: dict[str, float], speed: float) -> None:
