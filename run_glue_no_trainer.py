@@ -596,10 +596,9 @@ def parse_json(file: str) -> pa.Table:
 def to_arrow(values: list) -> pa.Array:
     """Booleans, whole numbers and numbers where all values are such; everything else as text."""
     kinds = {type(value) for value in values} - {type(None)}
-    with contextlib.suppress(pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        array = pa.array(values)
-        if kinds in ({bool}, {str}) or (kinds <= {int, float} and array.type in (pa.int64(), pa.float64())):
-            return array
+    if kinds in ({bool}, {str}) or (kinds and kinds <= {int, float}):
+        with contextlib.suppress(pa.ArrowInvalid, OverflowError):  # a whole number that is too large
+            return pa.array(values)
     return pa.array([v if v is None or isinstance(v, str) else json.dumps(v) for v in values], pa.string())
 
 
@@ -797,8 +796,8 @@ def describe(data: dict[str, Dataset], lengths: dict[str, np.ndarray], task: Tas
             shares = [f"{labels.min():.3g} to {labels.max():.3g}", f"mean {labels.mean():.3g}"]
         else:
             counts = np.bincount(labels, minlength=len(task.labels))
-            largest = sorted(range(len(counts)), key=lambda index: -counts[index])
-            shares = [f"{task.labels[i]} {counts[i] / len(labels):.1%}" for i in largest[:5]]
+            largest = np.argsort(-counts, kind="stable")[:5]
+            shares = [f"{task.labels[i]} {counts[i] / len(labels):.1%}" for i in largest]
             shares += [f"and {len(counts) - 5} more"] * (len(counts) > 5)
         classes.append(fit([f"{name:{width}}{shares[0]}", *shares[1:]], 80, width))
         tokens = lengths[name]
