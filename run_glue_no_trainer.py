@@ -648,15 +648,13 @@ def type_labels(splits: dict[str, Dataset], args: argparse.Namespace) -> dict[st
         kind = "string"
     for name, data in splits.items():
         if kind in NUMBERS and data.features["label"].dtype == "string":
-            as_written = data["label"][:]
-            labels = [label.strip() for label in as_written]
+            labels = data["label"][:]
             for row, label in enumerate(labels):
-                if not re.fullmatch(NUMBERS[kind], label, re.ASCII):
+                if not re.fullmatch(NUMBERS[kind], label.strip(), re.ASCII):
                     kinds = "whole numbers" if kind == "int64" else "numbers"
                     stop(f"row {row + 1} of the {name} data has the label {label!r}; the training labels are {kinds}")
-            if labels != as_written:  # Arrow reads no number with a space beside it
-                data = data.remove_columns("label").add_column("label", labels)
-        if data.features["label"].dtype != kind:
+            splits[name] = data.remove_columns("label").add_column("label", np.array(labels, object).astype(kind))
+        elif data.features["label"].dtype != kind:
             splits[name] = cast(data, "label", kind, name)
     return splits
 
