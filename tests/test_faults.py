@@ -607,3 +607,23 @@ def test_a_signal_to_the_run_and_its_reader_saves_all_the_same(
     said = run.stderr.read()
     assert (run.wait(120), said) == (130, "")
     assert len(script.checkpoints(tmp_path / "out")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [100_000, 10_000], ids=["the rows", "their tokens"])
+def test_a_cache_on_a_full_disk_is_named(tiny_model: Path, tmp_path: Path, rows: int) -> None:
+    """A file system of 3 MB for what datasets keeps: 60 characters of each row, or eight times that of its tokens."""
+    (tmp_path / "disk").mkdir()
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [("0123456789" * 6, "ab"[row % 2]) for row in range(rows)])
+    flags = ["--model_name_or_path", tiny_model, "--train_file", file, "--max_train_steps", 1]
+    line = script.shlex.join(str(word) for word in [sys.executable, ROOT / "run_glue_no_trainer.py", *flags])
+    mount = f"mount -t tmpfs -o size=3m none {tmp_path / 'disk'}"
+    shell = ["unshare", "-rm", "sh", "-c"]
+    if subprocess.run([*shell, mount], capture_output=True).returncode:
+        pytest.skip("a file system cannot be mounted here, not even in a namespace")
+    ended = subprocess.run(
+        [*shell, f"{mount} && HF_HOME={tmp_path / 'disk'} {line}"], capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 2, ended.stderr
+    (error,) = ended.stderr.splitlines()
+    assert "the cache of datasets cannot be written: [Errno 28]" in error

@@ -152,3 +152,16 @@ def test_a_run_that_trains_nothing_leaves_its_results_alone(
     said = capsys.readouterr().out
     assert "has no trained head: what it answers is drawn at random" in said
     assert f"\nresults are in {tmp_path}\n" in said
+
+
+def test_the_command_is_told_where_the_parent_may_not_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where /proc hides what other users run, or the parent has gone."""
+
+    def denied(_: object) -> None:
+        raise script.psutil.AccessDenied
+
+    monkeypatch.setattr("sys.argv", ["run_glue_no_trainer.py", "--seed", "1"])
+    monkeypatch.setattr(script.psutil.Process, "parent", denied)
+    assert script.launch_command().endswith("run_glue_no_trainer.py --seed 1")
+    monkeypatch.setattr(script.psutil.Process, "parent", lambda _: None)
+    assert script.launch_command().endswith("run_glue_no_trainer.py --seed 1")
