@@ -472,6 +472,8 @@ def load_data(args: argparse.Namespace) -> tuple[dict[str, Dataset], Task]:
     for name, data in splits.items():
         limit = limits["test" if is_test(name) else name.split("_")[0]]
         splits[name] = data.select(range(min(limit or len(data), len(data))))
+    if "train" in splits and task.values and len(splits["train"].unique("label")) < 2:
+        say("warning: the rows that --max_train_samples leaves are of one class: the file is sorted; mix its rows")
     return splits, task
 
 
@@ -483,7 +485,8 @@ def is_test(name: str) -> bool:
 def read_splits(args: argparse.Namespace) -> dict[str, Dataset]:
     if args.train_file or args.validation_file or args.test_file:
         named = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-        return {name: read_files(files) for name, files in named.items() if files}
+        columns = [*args.text_column_names, args.label_column_name] if args.text_column_names else []
+        return {name: read_files(files, columns) for name, files in named.items() if files}
     source = args.dataset_name or "nyu-mll/glue"
     splits = dict(read(source, source, *([args.task_name] if args.task_name else [])))
     if args.task_name == "mnli" and args.do_predict:
@@ -507,12 +510,17 @@ def read(source: str, *args: str, **options: Any) -> DatasetDict | Dataset:
         stop(f"{source} could not be read: {error.__cause__ or error}")
 
 
-def read_files(files: list[str]) -> Dataset:
-    """The rows of all files, one after the other, with the columns that the first one has."""
+def read_files(files: list[str], columns: list[str]) -> Dataset:
+    """The rows of all files, one after the other; with several files, only `columns` of them, if those are known."""
     parts = [read_file(file) for file in files]
+    if columns and len(files) > 1:
+        parts = [part.select_columns([name for name in part.column_names if name in columns]) for part in parts]
     for file, part in zip(files, parts, strict=True):
         if part.features != parts[0].features:  # such as whole numbers in one and fractions in the other
-            stop(f"{file} has the columns {part.features}, but {files[0]} has {parts[0].features}")
+            other = f"{files[0]} has {parts[0].features}" + "; --text_column_names says which are needed" * (
+                not columns
+            )
+            stop(f"{file} has the columns {part.features}, but {other}")
     return concatenate_datasets(parts)
 
 

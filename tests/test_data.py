@@ -475,3 +475,25 @@ def test_a_cache_that_cannot_be_written_is_named(
     with monkeypatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", file / "cache")  # a file is no folder
         assert "HF_HOME names a folder for it" in refused(capsys, file)
+
+
+def test_the_first_rows_of_a_sorted_file_have_but_one_class(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    script.PartialState()
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"row {row}", "ab"[row > 20]) for row in range(40)])
+    load(file, max_train_samples=10)
+    assert "the rows that --max_train_samples leaves are of one class" in capsys.readouterr().out
+    load(file, max_train_samples=30)
+    assert "of one class" not in capsys.readouterr().out
+
+
+def test_files_may_differ_in_columns_that_nobody_reads(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "x", "label": "a", "meta": 1}\n{"text": "y", "label": "b", "meta": 2}\n'
+    )
+    (tmp_path / "b.jsonl").write_text('{"label": "a", "text": "z"}\n')
+    files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+    splits, _ = load(tmp_path / "a.jsonl", train_file=files, text_column_names=["text"])
+    assert splits["train"]["text"][:] == ["x", "y", "z"]
+    with pytest.raises(SystemExit):
+        load(tmp_path / "a.jsonl", train_file=files)
+    assert "; --text_column_names says which are needed" in capsys.readouterr().err
