@@ -517,10 +517,8 @@ def read_files(files: list[str], columns: list[str]) -> Dataset:
         parts = [part.select_columns([name for name in part.column_names if name in columns]) for part in parts]
     for file, part in zip(files, parts, strict=True):
         if part.features != parts[0].features:  # such as whole numbers in one and fractions in the other
-            other = f"{files[0]} has {parts[0].features}" + "; --text_column_names says which are needed" * (
-                not columns
-            )
-            stop(f"{file} has the columns {part.features}, but {other}")
+            hint = "" if columns else "; --text_column_names says which are needed"
+            stop(f"{file} has the columns {part.features}, but {files[0]} has {parts[0].features}{hint}")
     return concatenate_datasets(parts)
 
 
@@ -1698,8 +1696,8 @@ def files_in(checkpoint: Path) -> dict[str, Path]:
 def damage(checkpoint: Path) -> str:
     """What is wrong with a checkpoint; nothing if every file is there and is as it was written."""
     try:
-        sums = json.loads((checkpoint / "checksums.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, AttributeError):
+        sums = dict(json.loads((checkpoint / "checksums.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return "checksums.json is missing or cannot be read"
     if missing := sorted(sums.keys() - files_in(checkpoint).keys()):
         return f"it has no {missing[0]}"
