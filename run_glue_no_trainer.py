@@ -101,13 +101,15 @@ LAUNCHERS = {  # where a launcher says how many processes it has started: where 
 
 
 def stop(message: str, code: int = 2) -> NoReturn:
-    """End the run with a line on what the user can mend (2) or what befell it (1). One of several processes speaks."""
-    if next((os.environ[rank] for rank in LAUNCHERS.values() if rank in os.environ), "0") != "0":
-        time.sleep(2)  # the launcher ends all processes as soon as one has left: let the first finish its sentence
-    else:
-        message += " Earlier checkpoints are as they were." * (code == 1)
+    """End the run with a line on what the user can mend (2) or what befell it (1). One process of a machine speaks."""
+    first = next((os.environ[rank] for rank in LAUNCHERS.values() if rank in os.environ), "0") == "0"
+    if not first:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(5)  # the launcher ends all processes as soon as one has left: let the first finish its sentence
+    if first or os.environ.get("LOCAL_RANK") == "0":  # the first of another machine, which may lack what that one has
+        message = re.sub(r"\s*\n\s*", " ", message) + " Earlier checkpoints are as they were." * (code == 1)
         write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print  # above a progress bar
-        write(f"{Path(__file__).name}: error: {' '.join(message.split())}", file=sys.stderr)
+        write(f"{Path(__file__).name}: error: {message}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -240,7 +242,10 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.config:
-        args = parser.parse_args([*read_config(args.config, parser), *argv])
+        flags, warm_up = read_config(args.config, parser), ("--num_warmup_steps", "--warmup_ratio")
+        if any(word.startswith(warm_up) for word in argv):  # either wins over the file's
+            flags = [flag for flag in flags if not flag.startswith(warm_up)]
+        args = parser.parse_args([*flags, *argv])
 
     if not args.model_name_or_path:
         stop("--model_name_or_path is needed: a hub id such as bert-base-cased or a local folder with a model")
@@ -363,12 +368,14 @@ def checkpoints(folder: Path) -> list[Path]:
             return math.inf, False
 
     named = [path for path in folder.glob("*_*") if re.fullmatch(r"(step|epoch)_\d+", path.name)]
-    return sorted((path for path in named if any(path.glob("*.json"))), key=age)
+    ours = ("progress.json", "checksums.json")  # one of them may be lost
+    return sorted((path for path in named if any((path / name).exists() for name in ours)), key=age)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the loop begins, Ctrl-C just ends, without a traceback
-    sys.stdout.reconfigure(errors="backslashreplace")  # where it is a file on Windows it has not every character
+    if sys.stdout:  # where it is a file on Windows it has not every character
+        sys.stdout.reconfigure(errors="backslashreplace")
     ARGS = parse_args(sys.argv[1:])  # here, so that --help and mistakes need not wait seconds for the imports below
 
 # or torch's C++ warns in each process of what is meant to be so (find_unused_parameters), and of nothing else of use
@@ -528,9 +535,10 @@ def read_file(file: str) -> Dataset:
     if path.suffix.lower() == ".parquet":
         return read(file, "parquet", data_files=glob.escape(file), split="train")
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "run_glue_no_trainer"
-    cached = cache / f"{checksum(path)}-{path.stat().st_size}{path.suffix.lower()}.arrow"
+    parse = parse_json if path.suffix.lower() in (".json", ".jsonl") else parse_csv
+    # the parser is in the name, or nobody would see what becomes of an edit of it
+    cached = cache / f"{checksum(path)}-{datasets.fingerprint.Hasher.hash(parse)}{path.suffix.lower()}.arrow"
     if not cached.exists():
-        parse = parse_json if path.suffix.lower() in (".json", ".jsonl") else parse_csv
         try:
             table = parse(file)
         except UnicodeError as error:
@@ -590,9 +598,8 @@ def parse_json(file: str) -> pa.Table:
         row, place = decoder.raw_decode(text, space.match(text, place).end())
         rows.append(row)
     if len(rows) == 1:
-        rows = rows[0].get("data", rows) if isinstance(rows[0], dict) else rows[0]
-    if not isinstance(rows, list):
-        stop(f"{file}: it holds neither objects in lines nor a list of them")
+        inner = rows[0].get("data") if isinstance(rows[0], dict) else rows[0]
+        rows = inner if isinstance(inner, list) else rows
     if wrong := [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]:
         stop(f'{file}, row {wrong[0]} is not an object such as {{"text": "...", "label": "..."}}')
     names = dict.fromkeys(name for row in rows for name in row)
@@ -880,7 +887,7 @@ def from_pretrained(kind: Any, args: argparse.Namespace, **options: Any) -> Any:
             f"--model_name_or_path {name} has a head of another size than the {options['config'].num_labels} labels "
             "of the data; --ignore_mismatched_sizes starts a new head"
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         if any(Path(name).glob("pytorch_model*.bin")):
             convert = f"AutoModelForSequenceClassification.from_pretrained('{name}').save_pretrained('{name}-safe')"
             stop(
@@ -1069,12 +1076,12 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     args = args or parse_args(sys.argv[1:])  # `accelerate launch` on a TPU calls `main()` in every process
     accelerator = start_accelerator(args)
     set_seed(args.seed)  # the same new head on every process
-    with accelerator.main_process_first():
-        splits, task = load_data(args)
+    splits, task = one_first(accelerator, lambda: load_data(args))
     model, tokenizer = load_model(args, task)
     args.max_length = fit_length(args.max_length, model, tokenizer)
-    with accelerator.main_process_first():
-        tokenized = {name: tokenize(split, task, tokenizer, args, name) for name, split in splits.items()}
+    tokenized = one_first(
+        accelerator, lambda: {name: tokenize(split, task, tokenizer, args, name) for name, split in splits.items()}
+    )
     data = {name: split for name, (split, _) in tokenized.items()}
     lengths = {name: tokens for name, (_, tokens) in tokenized.items()}
     table = describe(data, lengths, task, args.max_length)
@@ -1111,12 +1118,15 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     fused = accelerator.device.type != "xla" and accelerator.scaler is None
     groups = parameter_groups(model, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, fused=fused)
-    warmup_steps = math.ceil(args.warmup_ratio * max_steps) if args.num_warmup_steps is None else args.num_warmup_steps
+    warmup_steps = args.num_warmup_steps
+    if warmup_steps is None:  # at least one step is to learn something
+        warmup_steps = max(0, min(math.ceil(args.warmup_ratio * max_steps), max_steps - 1))
     described = name_model(model)  # before any of its weights live elsewhere
     model, optimizer = accelerator.prepare(model, optimizer)
     final_model = model  # what is evaluated and saved; one that averages the weights would be another
     # after `prepare`, which may bring another optimizer, and not prepared: it would move once for every process
-    lr_scheduler = transformers.get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, max_steps)
+    planned = max(max_steps, warmup_steps + 1)  # a polynomial divides by the steps after the warm-up
+    lr_scheduler = transformers.get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, planned)
 
     set_seed(args.seed, device_specific=True)  # dropout differs from one process to the next
     fixed = {name: getattr(args, name) for name in ("seed", "weight_decay", "max_grad_norm", "no_group_by_length")} | {
@@ -1268,6 +1278,25 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
     return accelerator
 
 
+def all_or_none(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
+    """Let every process `work`; if one of them stops, having said why, all stop."""
+    code, result = 0, None
+    try:
+        result = work()
+    except SystemExit as stopped:
+        code = stopped.code
+    if code := int(accelerator.gather(torch.tensor([code], device=accelerator.device)).max()):
+        sys.exit(code)
+    return result
+
+
+def one_first(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
+    """Let one process of each machine `work`, and then the others, who find what it has put into the cache."""
+    first = accelerator.is_local_main_process
+    result = all_or_none(accelerator, lambda: work() if first else None)
+    return result if first else work()
+
+
 def say(text: str) -> None:
     """Print above the progress bar, once for all processes."""
     if PartialState().is_main_process:
@@ -1341,6 +1370,9 @@ class StopSignal:
         several = accelerator.num_processes > 1 and torch.distributed.is_initialized()
         self.group = torch.distributed.new_group(backend="gloo") if several else None
         self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+            # `accelerate launch` of one process hands no signal on: let its end be one (PR_SET_PDEATHSIG)
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
     def note(self, number: int, _frame: Any) -> None:
         # torchrun hands on the SIGINT that a terminal has sent to all of us: within a second it is the same one
@@ -1597,11 +1629,11 @@ def open_run(
     progress = Progress(settings=settings)
     if not args.output_dir:
         return progress
-    if args.push_to_hub and accelerator.is_main_process:
-        make_repository(args)
+    if args.push_to_hub:
+        all_or_none(accelerator, lambda: make_repository(args) if accelerator.is_main_process else None)
     folder, checkpoint = Path(args.output_dir), None
     if args.resume_from_checkpoint:
-        found = find_checkpoint(args) if accelerator.is_main_process else None
+        found = all_or_none(accelerator, lambda: find_checkpoint(args) if accelerator.is_main_process else None)
         checkpoint = broadcast_object_list([found and str(found)])[0]  # as text: XLA sends nothing else
         say(f"going on from {checkpoint}" if checkpoint else f"{folder} has no checkpoint yet: this is a first start")
     if checkpoint:
@@ -1634,8 +1666,16 @@ def open_run(
             shutil.copy(checkpoint / "log.jsonl", folder / "log.jsonl")  # forget what came after the checkpoint
             if (checkpoint / BEST).exists():
                 shutil.copy(checkpoint / BEST, folder / BEST)
-        else:
-            files = [folder / name for name in ("log.jsonl", "all_results.json", BEST, "glue_no_trainer")]
+        elif (folder / "log.jsonl").exists():  # of the run that this one replaces
+            names = (
+                "log.jsonl",
+                "all_results.json",
+                BEST,
+                "glue_no_trainer",
+                "predict_results.csv",
+                "training_curve.png",
+            )
+            files = [folder / name for name in names]
             for old in [*checkpoints(folder), *files]:
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     if args.with_tracking:
@@ -1840,12 +1880,12 @@ def resume_command() -> str:
     return re.sub(gone, "", launch_command(), flags=re.IGNORECASE) + " --resume_from_checkpoint latest"
 
 
-def all_results(run: Run) -> dict[str, Any]:
-    """What is known about the run: scores, baselines, times, settings, versions."""
+def all_results(run: Run, last: bool) -> dict[str, Any]:
+    """What is known about the run: scores (at the `last` those of the best model), baselines, times, settings."""
     args, progress = run.args, run.progress
     results: dict[str, Any] = progress.results | run.floor
     if progress.best:
-        if args.load_best_model_at_end:
+        if args.load_best_model_at_end and last:
             results |= {name: value for name, value in progress.best.items() if name.startswith("eval_")}
         results |= {f"best_{name}": progress.best[name] for name in ("step", "epoch")}
         results[f"best_{args.metric_for_best_model}"] = progress.best[f"eval_{args.metric_for_best_model}"]
@@ -1860,7 +1900,11 @@ def all_results(run: Run) -> dict[str, Any]:
 
 def keep_model(run: Run, last: bool) -> dict[str, Any]:
     """Save what was trained and its card, and at the `last` all_results.json, in --output_dir; returns the results."""
-    results, folder, main_process = all_results(run), Path(run.args.output_dir or ""), run.accelerator.is_main_process
+    results, folder, main_process = (
+        all_results(run, last),
+        Path(run.args.output_dir or ""),
+        run.accelerator.is_main_process,
+    )
     weights = whole_weights(run)
 
     def write() -> None:

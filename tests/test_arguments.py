@@ -48,6 +48,16 @@ def test_a_config_file_may_list_columns_and_files(tmp_path: Path) -> None:
     assert args.train_file == [str(tmp_path / "t.csv")]
 
 
+def test_a_warm_up_on_the_command_line_wins_over_the_other_one_in_the_file(tmp_path: Path) -> None:
+    for written, given in (
+        ("warmup_ratio: 0.2", ["--num_warmup_steps", "3"]),
+        ("num_warmup_steps: 7", ["--warmup_ratio=0.2"]),
+    ):
+        (tmp_path / "recipe.yaml").write_text(written)
+        args = script.parse_args(["--config", str(tmp_path / "recipe.yaml"), *OWN, *given])
+        assert (args.num_warmup_steps, args.warmup_ratio) in ((3, 0.1), (None, 0.2))
+
+
 def test_no_in_a_config_file_is_a_precision(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("mixed_precision: no\n")
     assert script.parse_args(["--config", str(tmp_path / "recipe.yaml"), *OWN]).mixed_precision == "no"

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
@@ -497,3 +499,22 @@ def test_files_may_differ_in_columns_that_nobody_reads(tmp_path: Path, capsys: p
     with pytest.raises(SystemExit):
         load(tmp_path / "a.jsonl", train_file=files)
     assert "; --text_column_names says which are needed" in capsys.readouterr().err
+
+
+def test_an_edited_parser_reads_anew(tiny_model: Path, tmp_path: Path) -> None:
+    """Of a file that is in the cache already."""
+    edited = (
+        (ROOT / "run_glue_no_trainer.py").read_text().replace("column.append(cell)", "column.append(cell.upper())")
+    )
+    (tmp_path / "mine.py").write_text(edited)
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [(text, "ab"[label]) for text, label in sentences(40)])
+    flags = ["--model_name_or_path", tiny_model, "--train_file", file, "--max_train_steps", 1]
+    for name, labels in ((ROOT / "run_glue_no_trainer.py", "a 5"), (tmp_path / "mine.py", "A 5")):
+        command = [sys.executable, name, *flags]
+        ended = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+        assert f"train       {labels}" in ended.stdout, ended.stdout + ended.stderr
+
+
+def test_json_of_one_row_may_have_a_column_called_data(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"data": "x", "label": "a"}\n')
+    assert script.parse_json(str(tmp_path / "t.jsonl")).column_names == ["data", "label"]

@@ -130,6 +130,10 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
     "no batch": (with_flags("--per_device_train_batch_size", 0), "--per_device_train_batch_size"),
     "no accumulation": (with_flags("--gradient_accumulation_steps", 0), "--gradient_accumulation_steps"),
     "negative epochs": (with_flags("--num_train_epochs", -1), "--num_train_epochs"),
+    "an attention that is not installed": (
+        with_flags("--attn_implementation", "flash_attention_2"),
+        "FlashAttention2",
+    ),
     "warm-up over 1": (with_flags("--warmup_ratio", 2), "--warmup_ratio"),
     "two warm-ups": (
         with_flags("--warmup_ratio", 0.1, "--num_warmup_steps", 3),
@@ -227,7 +231,7 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
         "t.jsonl: Unterminated string starting at: line 31",
     ),
     "JSON that is none": (with_file("t.json", "hello"), "t.json: Expecting value: line 1"),
-    "JSON of a number": (with_file("t.json", "7"), "neither objects in lines nor a list"),
+    "JSON of a number": (with_file("t.json", "7"), "row 1 is not an object such as"),
     "JSON rows that are lists": (with_file("t.json", '[["x", "a"]]'), "t.json, row 1 is not an object"),
     "an empty JSON list": (with_file("t.json", "[]"), "t.json has no rows"),
     "JSON nested too deep": (with_file("t.json", "[" * 100_000), "t.json"),

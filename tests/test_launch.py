@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT, TORCHRUN, launch, log_lines, without_dropout, write_csv
@@ -49,6 +50,7 @@ def test_two_processes_make_one_complaint(tiny_model: Path, tmp_path: Path) -> N
     ended = launch(*flags, "--output_dir", tmp_path / "out", launcher=TORCHRUN)
     assert ended.returncode != 0
     assert ended.stderr.count("run_glue_no_trainer.py: error: the training data has only one class") == 1
+    assert "RuntimeError" not in ended.stderr, "of the one that waits"
     assert not (tmp_path / "out").exists()
 
 
@@ -81,6 +83,45 @@ def test_processes_that_do_not_know_of_each_other_are_refused(
     assert "torchrun --nproc_per_node 2" in first.stderr
     assert second.stderr == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_the_first_process_of_another_machine_says_what_is_wrong_there() -> None:
+    flags = ["--model_name_or_path", "m", "--train_file", "only_on_the_first_machine.csv"]
+    several = {"WORLD_SIZE": "4", "RANK": "2"}
+    one, other = (launch(*flags, env=several | {"LOCAL_RANK": rank}) for rank in ("0", "1"))
+    assert (one.returncode, other.returncode) == (2, 2)
+    assert "there is no such file" in one.stderr
+    assert other.stderr == ""
+
+
+def test_the_end_of_accelerate_launch_is_a_signal_to_its_process(
+    tiny_model: Path, own_files: list, tmp_path: Path
+) -> None:
+    """With one process Accelerate's launcher waits for it, and hands no signal on."""
+    command = [
+        *ACCELERATE,
+        "--config_file",
+        ROOT / "configs" / "accelerate" / "cpu.yaml",
+        ROOT / "run_glue_no_trainer.py",
+    ]
+    flags = [
+        "--model_name_or_path",
+        tiny_model,
+        *own_files,
+        "--num_train_epochs",
+        10_000,
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    run = subprocess.Popen([*map(str, command), *map(str, flags)], stdout=subprocess.PIPE, text=True)
+    while "training for" not in run.stdout.readline():
+        assert run.poll() is None
+    (child,) = psutil.Process(run.pid).children()
+    run.terminate()
+    psutil.wait_procs([child], timeout=60)
+    assert not child.is_running()
+    assert "SIGTERM: saved" in run.stdout.read()
+    run.wait()
 
 
 def test_mpi_without_an_address_is_told_one(tiny_model: Path, own_files: list) -> None:

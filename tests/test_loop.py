@@ -84,6 +84,8 @@ def test_the_loop_is_adamw_with_a_linear_schedule(
     [
         (["--lr_scheduler_type", "constant"], [1, 1, 1, 1]),
         ([], [0, 1, 2 / 3, 1 / 3]),  # a tenth, at least a step, is warm-up
+        (["--warmup_ratio", 1], [0, 1 / 3, 2 / 3, 1]),  # the last one is not
+        (["--lr_scheduler_type", "polynomial", "--num_warmup_steps", 4], [0, 0.25, 0.5, 0.75]),
         (["--num_warmup_steps", 0], [1, 0.75, 0.5, 0.25]),
         (
             ["--lr_scheduler_type", "cosine", "--num_warmup_steps", 0],
@@ -98,6 +100,11 @@ def test_schedules(run: Callable, own_files: list, tmp_path: Path, flags: list, 
     run(*common, "--output_dir", tmp_path, *flags)
     logged = [line["learning_rate"] for line in log_lines(tmp_path) if "loss" in line]
     assert logged == pytest.approx([1e-3 * rate for rate in rates])
+
+
+def test_a_run_of_one_step_learns(run: Callable, own_files: list, tmp_path: Path) -> None:
+    run(*own_files, "--max_train_steps", 1, "--output_dir", tmp_path)
+    assert log_lines(tmp_path)[0]["learning_rate"] == 5e-5
 
 
 def test_a_data_set_smaller_than_a_global_batch(run: Callable, own_files: list) -> None:

@@ -221,3 +221,17 @@ def test_each_test_split_has_a_file_of_its_own(run: Callable, tmp_path: Path) ->
     run("--dataset_name", tmp_path / "data", "--max_train_steps", 2, "--do_predict", "--output_dir", tmp_path / "out")
     files = {path.name: len(table(path)) for path in (tmp_path / "out").glob("predict*")}
     assert files == {"predict_results.csv": 11, "predict_results_hard.csv": 5}
+
+
+def test_the_best_scores_are_told_when_the_best_weights_are_saved(
+    run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not before: what is shared after an epoch has that epoch's weights."""
+    runs, keep = [], script.keep_model
+    monkeypatch.setattr(script, "keep_model", lambda run, last: runs.append(run) or keep(run, last))
+    flags = ["--num_train_epochs", 3, "--learning_rate", 0.1, "--load_best_model_at_end"]
+    results = run(*own_files, *flags, "--metric_for_best_model", "loss", "--output_dir", tmp_path)
+    evaluations = [line["eval_loss"] for line in log_lines(tmp_path) if "eval_loss" in line]
+    assert min(evaluations) < evaluations[-1], "or this shows nothing"
+    assert results["eval_loss"] == min(evaluations)
+    assert script.all_results(runs[-1], last=False)["eval_loss"] == evaluations[-1]

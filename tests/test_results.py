@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,3 +166,21 @@ def test_the_command_is_told_where_the_parent_may_not_be_asked(monkeypatch: pyte
     assert script.launch_command().endswith("run_glue_no_trainer.py --seed 1")
     monkeypatch.setattr(script.psutil.Process, "parent", lambda _: None)
     assert script.launch_command().endswith("run_glue_no_trainer.py --seed 1")
+
+
+def test_folders_of_other_programs_stay(run: Callable, own_files: list, tiny_model: Path, tmp_path: Path) -> None:
+    """Even those whose names are like a checkpoint's."""
+    shutil.copytree(tiny_model, tmp_path / "epoch_2")
+    (tmp_path / "best.safetensors").touch()
+    run(*own_files, "--num_train_epochs", 0, "--output_dir", tmp_path)
+    run(*own_files, "--max_train_steps", 1, "--output_dir", tmp_path, "--overwrite_output_dir")
+    assert sorted(path.name for path in (tmp_path / "epoch_2").iterdir()) == sorted(
+        path.name for path in tiny_model.iterdir()
+    )
+
+
+def test_what_an_overwritten_run_left_is_gone(run: Callable, own_files: list, tmp_path: Path) -> None:
+    run(*own_files, "--max_train_steps", 1, "--do_predict", "--test_file", own_files[1], "--output_dir", tmp_path)
+    assert (tmp_path / "predict_results.csv").exists()
+    run(*own_files, "--max_train_steps", 1, "--overwrite_output_dir", "--output_dir", tmp_path)
+    assert not (tmp_path / "predict_results.csv").exists()
