@@ -229,7 +229,15 @@ def test_the_best_scores_are_told_when_the_best_weights_are_saved(
     """Not before: what is shared after an epoch has that epoch's weights."""
     runs, keep = [], script.keep_model
     monkeypatch.setattr(script, "keep_model", lambda run, last: runs.append(run) or keep(run, last))
-    flags = ["--num_train_epochs", 3, "--learning_rate", 0.1, "--load_best_model_at_end"]
+    flags = [
+        "--num_train_epochs",
+        4,
+        "--learning_rate",
+        0.1,
+        "--load_best_model_at_end",
+        "--lr_scheduler_type",
+        "constant",
+    ]
     results = run(*own_files, *flags, "--metric_for_best_model", "loss", "--output_dir", tmp_path)
     evaluations = [line["eval_loss"] for line in log_lines(tmp_path) if "eval_loss" in line]
     assert min(evaluations) < evaluations[-1], "or this shows nothing"
