@@ -117,6 +117,6 @@ def test_a_home_is_not_told_and_may_be_the_root(
     run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/")  # of a container's user without a name
-    monkeypatch.setattr("sys.argv", ["/work/run_glue_no_trainer.py", *own_files])
+    monkeypatch.setattr("sys.argv", ["/opt/run_glue_no_trainer.py", *own_files])
     run(*own_files, "--max_train_steps", 1, "--output_dir", tmp_path / "out")
-    assert f"/work/run_glue_no_trainer.py {shlex.join(own_files)}\n" in (tmp_path / "out" / "README.md").read_text()
+    assert f"/opt/run_glue_no_trainer.py {shlex.join(own_files)}\n" in (tmp_path / "out" / "README.md").read_text()
