@@ -554,8 +554,12 @@ def read_file(file: str) -> Dataset:
                 writer.write_table(table, max_chunksize=1000)
             aside.replace(cached)
         except OSError as error:
-            stop(f"the cache of datasets cannot be written: {error}; HF_HOME names a folder for it")
+            no_cache(error)
     return Dataset.from_file(str(cached))
+
+
+def no_cache(error: OSError) -> NoReturn:
+    stop(f"the cache of datasets cannot be written: {error}; HF_HOME names a folder for it")
 
 
 def parse_csv(file: str) -> pa.Table:
@@ -776,7 +780,7 @@ def tokenize(
     try:
         data = data.map(encode, batched=True, desc=f"Tokenizing {name}", **how)
     except OSError as error:
-        stop(f"the cache of datasets cannot be written: {error}; HF_HOME names a folder for it")
+        no_cache(error)
     return data.remove_columns("length"), numbers(data, "length")
 
 
