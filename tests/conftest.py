@@ -21,10 +21,16 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the same sums on every machine, and two t
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import set_seed
 from datasets import ClassLabel, Dataset, Features, Value
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 import run_glue_no_trainer as script
+from no_trainer import glue
+from no_trainer.batches import GlobalBatchSampler, tokenize
+from no_trainer.labels import numbers
+from no_trainer.tasks import load_data
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -108,8 +114,8 @@ def made_glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     two = ["entailment", "not_entailment"]
     names = {"mnli": nli, "ax": nli, "qnli": two, "rte": two} | dict.fromkeys(["mrpc", "qqp"], ["no", "yes"])
     yaml = "---\nconfigs:\n"
-    for task in [*script.GLUE, "ax"]:
-        columns = script.GLUE.get(task, ["premise", "hypothesis"])
+    for task in [*glue.GLUE, "ax"]:
+        columns = glue.GLUE.get(task, ["premise", "hypothesis"])
         label = (
             Value("float32") if task == "stsb" else ClassLabel(names=names.get(task, ["unacceptable", "acceptable"]))
         )
@@ -156,6 +162,22 @@ def run(tiny_model: Path) -> Callable[..., dict]:
         return script.main(script.parse_args(["--model_name_or_path", str(tiny_model), *map(str, flags)]))
 
     return go
+
+
+def prepared(*flags: object) -> tuple[torch.nn.Module, Tokenizer, Dataset, GlobalBatchSampler]:
+    """The model as a run with these flags starts with it, its tokenizer, the tokenized rows, and their order."""
+    args = script.parse_args([str(flag) for flag in flags])
+    splits, task = load_data(args)
+    set_seed(42)
+    model, tokenizer, task = script.load_model(args, task)
+    encode = script.make_encode(tokenizer, task)
+    data = tokenize({"train": splits["train"]}, encode, tokenizer, task.max_length)["train"]
+    return model, tokenizer, data, GlobalBatchSampler(len(data), 8, 8, 42, numbers(data, "length"))
+
+
+def rows_of(data: Dataset, rows: list[int]) -> dict[str, list]:
+    """What the model's inputs are made of."""
+    return data.remove_columns("length")[rows]
 
 
 def launch(

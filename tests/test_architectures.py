@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-import run_glue_no_trainer as script
+from no_trainer.results import keep_model
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 BERT_LIKE = SMALL | {"max_position_embeddings": 64}
@@ -67,8 +67,10 @@ def test_an_architecture_is_trained_saved_and_loaded(
 ) -> None:
     model = make(kind, tiny_model, tmp_path / "model")
     trained = []
-    keep = script.keep_model
-    monkeypatch.setattr(script, "keep_model", lambda run, last: trained.append(run.final_model) or keep(run, last))
+    keep = keep_model
+    monkeypatch.setattr(
+        "no_trainer.results.keep_model", lambda run, model, *rest: trained.append(model) or keep(run, model, *rest)
+    )
     flags = ["--model_name_or_path", model, "--max_train_steps", 2, "--learning_rate", 1e-3, "--logging_steps", 1]
     results = run(*own_files, *flags, "--output_dir", tmp_path / "out")
     assert results["step"] == 2

@@ -10,10 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from accelerate import Accelerator, PartialState
 from conftest import ROOT, launch, write_csv
 from huggingface_hub import ModelCard
 
 import run_glue_no_trainer as script
+from no_trainer.card import write_card
+from no_trainer.glue import Task
 
 
 def snippet(folder: Path) -> str:
@@ -86,13 +90,13 @@ def test_a_card_of_glue_names_the_data_set_and_both_of_mnlis_scores(
 
 def test_a_model_of_the_hub_is_named_as_the_base(tmp_path: Path) -> None:
     """Without the hub no run can load one; the card alone does not mind."""
-    script.PartialState()
+    PartialState()
     args = script.parse_args(["--model_name_or_path", "bert-base-cased", "--task_name", "rte"])
     args.output_dir = str(tmp_path)
-    task = script.Task(["accuracy"], ["sentence1", "sentence2"], [0, 1], ["yes", "no"])
+    task = Task(["accuracy"], ["sentence1", "sentence2"], [0, 1], ["yes", "no"])
     results = {"eval_accuracy": 0.5, "global_batch_size": 8, "schedule": "linear", "versions": {}}
-    run = SimpleNamespace(args=args, accelerator=script.Accelerator(), task=task, table="")
-    script.write_card(run, results, [])
+    run = SimpleNamespace(args=args, accelerator=Accelerator(), table="", repository=None)
+    write_card(run, torch.nn.Module(), task, results, [])
     assert ModelCard.load(tmp_path / "README.md").data.base_model == "bert-base-cased"
     assert "[bert-base-cased](https://huggingface.co/bert-base-cased)" in (tmp_path / "README.md").read_text()
 

@@ -13,17 +13,23 @@ import datasets
 import numpy as np
 import pandas
 import pytest
+from accelerate import PartialState
 from conftest import ROOT, sentences, write_csv
 from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoTokenizer, pipeline
 
 import run_glue_no_trainer as script
+from no_trainer.batches import GlobalBatchSampler, describe, tokenize
+from no_trainer.files import parse_json
+from no_trainer.glue import GLUE, Task
+from no_trainer.labels import warn_of_labels
+from no_trainer.tasks import find_text_columns, load_data
 
 
 def load(train: Path, valid: Path | None = None, **changes: object) -> tuple:
     flags = ["--model_name_or_path", "m", "--train_file", str(train), "--validation_file", str(valid or train)]
     args = script.parse_args(flags)
-    return script.load_data(Namespace(**(vars(args) | changes)))
+    return load_data(Namespace(**(vars(args) | changes)))
 
 
 def refused(capsys: pytest.CaptureFixture, train: Path, valid: Path | None = None) -> str:
@@ -86,7 +92,7 @@ def test_csv_text_stays_text(tmp_path: Path) -> None:
     ],
 )
 def test_text_columns(columns: list[str], chosen: list[str]) -> None:
-    assert script.find_text_columns(columns) == chosen
+    assert find_text_columns(columns) == chosen
 
 
 def test_numbers_as_text_in_json_become_text(tmp_path: Path) -> None:
@@ -125,12 +131,12 @@ def test_max_samples_take_the_first_rows(tmp_path: Path) -> None:
     assert len(splits["validation"]) == 9
 
 
-@pytest.mark.parametrize("task", script.GLUE)
+@pytest.mark.parametrize("task", GLUE)
 def test_glue_from_a_local_folder(tmp_path: Path, task: str) -> None:
     """The layout and schema of nyu-mll/glue, with unlabelled test rows, for all nine tasks."""
     names = {"mnli": ["entailment", "neutral", "contradiction"]}.get(task, ["no", "yes"])
     label = Value("float32") if task == "stsb" else ClassLabel(names=names)
-    columns = script.GLUE[task]
+    columns = GLUE[task]
     features = Features({column: Value("string") for column in columns} | {"label": label, "idx": Value("int32")})
     validation = ["validation_matched", "validation_mismatched"] if task == "mnli" else ["validation"]
     (tmp_path / task).mkdir()
@@ -142,7 +148,7 @@ def test_glue_from_a_local_folder(tmp_path: Path, task: str) -> None:
         yaml += f"  - split: {split}\n    path: {task}/{split}-*\n"
     (tmp_path / "README.md").write_text(yaml + "---\n")
     flags = ["--model_name_or_path", "m", "--task_name", task, "--dataset_name", str(tmp_path)]
-    splits, found = script.load_data(script.parse_args(flags))
+    splits, found = load_data(script.parse_args(flags))
     assert list(splits) == ["train", *validation]
     assert found.labels == (None if task == "stsb" else names)
     assert found.text_columns == columns
@@ -151,34 +157,38 @@ def test_glue_from_a_local_folder(tmp_path: Path, task: str) -> None:
 def test_a_data_set_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     args = ["--model_name_or_path", "m", "--task_name", "rte", "--dataset_name", str(tmp_path / "nowhere")]
     with pytest.raises(SystemExit):
-        script.load_data(script.parse_args(args))
+        load_data(script.parse_args(args))
     assert "nowhere could not be read" in capsys.readouterr().err
 
 
-def tokens(tiny_model: Path, texts: list[str], *, pair: bool = False, max_length: int = 8) -> tuple:
+def tokens(tiny_model: Path, texts: list[str], *, pair: bool = False, max_length: int = 8) -> Dataset:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     columns = ["a", "b"] if pair else ["a"]
     data = Dataset.from_dict(dict.fromkeys(columns, texts) | {"label": ["y", "n"] * (len(texts) // 2)})
-    task = script.Task(["accuracy"], columns, ["y", "n"], ["y", "n"])
-    args = Namespace(max_length=max_length, preprocessing_num_workers=None)
-    return script.tokenize(data, task, tokenizer, args, "train")
+    task = Task(["accuracy"], columns, ["y", "n"], ["y", "n"], max_length=max_length)
+    encode = script.make_encode(tokenizer, task)
+    return tokenize({"train": data}, encode, tokenizer, max_length)["train"]
 
 
 def test_tokenize_cuts_and_keeps_the_full_length(tiny_model: Path) -> None:
-    data, lengths = tokens(tiny_model, ["good", "good " * 6, "good " * 7, ""])
-    assert lengths.tolist() == [3, 8, 9, 2]
+    data = tokens(tiny_model, ["good", "good " * 6, "good " * 7, ""])
+    assert data["length"][:] == [3, 8, 9, 2]
     assert [len(row) for row in data["input_ids"]] == [3, 8, 8, 2]
     assert data["labels"][:] == [0, 1, 0, 1]
-    assert set(data.column_names) == {"input_ids", "labels"}  # no masks of ones and types of zeros in a large cache
-    data, lengths = tokens(tiny_model, ["good " * 3, "good " * 2], pair=True)
-    assert lengths.tolist() == [9, 7]
+    assert set(data.column_names) == {
+        "input_ids",
+        "labels",
+        "length",
+    }  # no masks of ones and types of zeros in a large cache
+    data = tokens(tiny_model, ["good " * 3, "good " * 2], pair=True)
+    assert data["length"][:] == [9, 7]
     assert data["token_type_ids"][1] == [0, 0, 0, 0, 1, 1, 1]
 
 
 def test_describe(tiny_model: Path) -> None:
-    data, lengths = tokens(tiny_model, ["good", "good " * 6, "good " * 7, "bad bad"])
-    task = script.Task(["accuracy"], ["a"], ["y", "n"], ["y", "n"])
-    header, row, text, classes = script.describe({"train": data}, {"train": lengths}, task, 8).splitlines()
+    data = tokens(tiny_model, ["good", "good " * 6, "good " * 7, "bad bad"])
+    task = Task(["accuracy"], ["a"], ["y", "n"], ["y", "n"], max_length=8)
+    header, row, text, classes = describe({"train": data}, task).splitlines()
     assert row.split() == ["train", "4", "6", "9", "9", "1"]
     assert header.split() == ["rows", "tokens:", "median", "95", "%", "max", "cut"]
     assert text == "text: a, cut at 8 tokens; labels:"
@@ -190,7 +200,7 @@ def order(
     rows: int, global_batch: int, size: int, *, seed: int = 0, epoch: int = 0, first: int = 0, grouped: bool = True
 ) -> list:
     lengths = np.random.default_rng(5).integers(3, 90, rows) if grouped else None
-    sampler = script.GlobalBatchSampler(rows, global_batch, size, seed, lengths)
+    sampler = GlobalBatchSampler(rows, global_batch, size, seed, lengths)
     sampler.start(epoch, first)
     batches = list(sampler)
     assert len(batches) == len(sampler)
@@ -311,14 +321,14 @@ def test_a_tenth_is_held_out_by_label(tmp_path: Path, capsys: pytest.CaptureFixt
     """90 rows of one class, 20 of another and one alone: 9 and 2 are held out, whatever the order of the file."""
     rows = [(f"row {i}", "often" if i % 11 < 9 else "rare") for i in range(110)]
     file = write_csv(tmp_path / "t.csv", ["text", "label"], [*rows, ("row 110", "alone")])
-    splits, _ = script.load_data(script.parse_args(["--model_name_or_path", "m", "--train_file", str(file)]))
+    splits, _ = load_data(script.parse_args(["--model_name_or_path", "m", "--train_file", str(file)]))
     assert Counter(splits["validation"]["label"]) == {"often": 9, "rare": 2}
     texts = [*splits["train"]["text"], *splits["validation"]["text"]]
     assert sorted(texts) == sorted(f"row {i}" for i in range(111))
     out = capsys.readouterr().out
     assert "no validation data is given: 11 rows of 111 are held out, stratified by label" in out
     assert "warning: fewer than ten rows of the training data have the label alone" in out
-    again, _ = script.load_data(script.parse_args(["--model_name_or_path", "m", "--train_file", str(file)]))
+    again, _ = load_data(script.parse_args(["--model_name_or_path", "m", "--train_file", str(file)]))
     assert again["validation"]["text"][:] == splits["validation"]["text"][:]
 
 
@@ -351,11 +361,11 @@ def test_a_data_set_of_the_hubs_layout_with_other_columns(tmp_path: Path) -> Non
         (tmp_path / "data").mkdir(exist_ok=True)
         data.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
     flags = ["--model_name_or_path", "m", "--dataset_name", str(tmp_path), "--label_column_name", "stars"]
-    splits, task = script.load_data(script.parse_args(flags))
+    splits, task = load_data(script.parse_args(flags))
     assert {name: len(data) for name, data in splits.items()} == {"train": 18, "validation": 2}
     assert (task.labels, task.text_columns) == (["bad", "good"], ["review"])
     predict = [*flags, "--do_predict", "--output_dir", str(tmp_path / "out")]
-    assert script.load_data(script.parse_args(predict))[0]["test"].column_names == ["review"]
+    assert load_data(script.parse_args(predict))[0]["test"].column_names == ["review"]
 
 
 def test_a_class_may_be_missing_from_validation(run: Callable, tmp_path: Path) -> None:
@@ -395,13 +405,13 @@ def test_tokens_are_kept_for_a_run_with_other_flags(
     ],
 )
 def test_the_columns_of_text(columns: list[str], read: list[str], capsys: pytest.CaptureFixture) -> None:
-    assert script.find_text_columns(columns) == read
+    assert find_text_columns(columns) == read
     assert not capsys.readouterr().out
 
 
 def test_more_than_two_columns_of_text_are_named(capsys: pytest.CaptureFixture) -> None:
-    script.PartialState()
-    assert script.find_text_columns(["a", "b", "label", "c"]) == ["a", "b"]
+    PartialState()
+    assert find_text_columns(["a", "b", "label", "c"]) == ["a", "b"]
     assert "of the columns a, b, c the first two are read; --text_column_names names others" in capsys.readouterr().out
 
 
@@ -417,8 +427,8 @@ def test_more_than_two_columns_of_text_are_named(capsys: pytest.CaptureFixture) 
     ],
 )
 def test_labels_that_are_often_a_mistake(labels: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
-    script.PartialState()
-    script.warn_of_labels(script.Counter(labels * 10))
+    PartialState()
+    warn_of_labels(Counter(labels * 10))
     out = capsys.readouterr().out
     assert said in out
     assert bool(out) == bool(said)
@@ -480,7 +490,7 @@ def test_a_cache_that_cannot_be_written_is_named(
 
 
 def test_the_first_rows_of_a_sorted_file_have_but_one_class(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    script.PartialState()
+    PartialState()
     file = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"row {row}", "ab"[row > 20]) for row in range(40)])
     load(file, max_train_samples=10)
     assert "the rows that --max_train_samples leaves are of one class" in capsys.readouterr().out
@@ -503,18 +513,18 @@ def test_files_may_differ_in_columns_that_nobody_reads(tmp_path: Path, capsys: p
 
 def test_an_edited_parser_reads_anew(tiny_model: Path, tmp_path: Path) -> None:
     """Of a file that is in the cache already."""
-    edited = (
-        (ROOT / "run_glue_no_trainer.py").read_text().replace("column.append(cell)", "column.append(cell.upper())")
-    )
-    (tmp_path / "mine.py").write_text(edited)
+    shutil.copy(ROOT / "run_glue_no_trainer.py", tmp_path)
+    shutil.copytree(ROOT / "no_trainer", tmp_path / "no_trainer")
+    parser = tmp_path / "no_trainer" / "files.py"
+    parser.write_text(parser.read_text().replace("column.append(cell)", "column.append(cell.upper())"))
     file = write_csv(tmp_path / "t.csv", ["text", "label"], [(text, "ab"[label]) for text, label in sentences(40)])
     flags = ["--model_name_or_path", tiny_model, "--train_file", file, "--max_train_steps", 1]
-    for name, labels in ((ROOT / "run_glue_no_trainer.py", "a 5"), (tmp_path / "mine.py", "A 5")):
-        command = [sys.executable, name, *flags]
+    for folder, labels in ((ROOT, "a 5"), (tmp_path, "A 5")):
+        command = [sys.executable, folder / "run_glue_no_trainer.py", *flags]
         ended = subprocess.run([str(word) for word in command], capture_output=True, text=True)
         assert f"train       {labels}" in ended.stdout, ended.stdout + ended.stderr
 
 
 def test_json_of_one_row_may_have_a_column_called_data(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"data": "x", "label": "a"}\n')
-    assert script.parse_json(str(tmp_path / "t.jsonl")).column_names == ["data", "label"]
+    assert parse_json(str(tmp_path / "t.jsonl")).column_names == ["data", "label"]

@@ -1,10 +1,9 @@
 """The patches in examples/edits: each applies, stays small, and does what it says."""
 
-import csv
 import importlib.util
-import itertools
 import json
 import math
+import os
 import re
 import shutil
 import statistics
@@ -14,19 +13,35 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TORCHRUN, fresh_accelerate, log_lines, sentences, without_dropout, write_csv
+from accelerate.utils import set_seed
+from conftest import (
+    ROOT,
+    TORCHRUN,
+    fresh_accelerate,
+    log_lines,
+    prepared,
+    rows_of,
+    sentences,
+    without_dropout,
+    write_csv,
+)
+from datasets import Dataset
 from safetensors.torch import load_file
 from test_loop import CountSyncs
 from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification, pipeline
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers.models.bert.modeling_bert import BertIntermediate
 
 import run_glue_no_trainer as script
+from no_trainer.batches import GlobalBatchSampler, tokenize
+from no_trainer.glue import Task
 
 EDITS = ROOT / "examples" / "edits"
 NAMES = sorted(patch.stem for patch in EDITS.glob("*.patch"))
-IN_MAIN = [name for name in NAMES if name != "several_seeds"]  # which is around it
+IN_MAIN = [name for name in NAMES if name not in ("several_seeds", "cross_validation")]  # which are around it
 STEP = ["--max_train_steps", 1, "--num_warmup_steps", 0, "--logging_steps", 1, "--max_grad_norm", 0]
 
 
@@ -50,8 +65,8 @@ def parts(name: str) -> tuple[list[str], list[str], int]:
     return lines[:begin], added, sum(line.startswith("@@") for line in lines)
 
 
-def test_there_are_thirteen() -> None:
-    assert len(NAMES) >= 13
+def test_there_are_nineteen() -> None:
+    assert len(NAMES) >= 19
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -123,13 +138,9 @@ def teacher(sure_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def first_batch(*flags: object) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """The model and the batch that a run with these flags starts with."""
-    args = script.parse_args([str(flag) for flag in flags])
-    splits, task = script.load_data(args)
-    script.set_seed(42)
-    model, tokenizer = script.load_model(args, task)
-    data, lengths = script.tokenize(splits["train"], task, tokenizer, args, "train")
-    rows = next(iter(script.GlobalBatchSampler(len(data), 8, 8, 42, lengths)))
-    return model, dict(tokenizer.pad(data[rows], pad_to_multiple_of=8, return_tensors="pt"))
+    model, tokenizer, data, sampler = prepared(*flags)
+    rows = rows_of(data, next(iter(sampler)))
+    return model, dict(tokenizer.pad(rows, pad_to_multiple_of=8, return_tensors="pt"))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -240,7 +251,7 @@ def test_r_drop(run_edited: Callable, own_files: list, sure_model: Path, tmp_pat
     flags = [*own_files, "--model_name_or_path", tmp_path / "start"]
     run_edited("r_drop", *flags, *STEP, "--output_dir", tmp_path / "out")
     model, batch = first_batch(*flags)
-    script.set_seed(42)
+    set_seed(42)
     output = model.train()(**{name: torch.cat([value, value]) for name, value in batch.items()})
     one, two = output.logits[:8].softmax(-1), output.logits[8:].softmax(-1)
     divergence = ((one - two) * (one.log() - two.log())).sum(-1).mean() / 2
@@ -375,6 +386,13 @@ def test_lora(
     assert results["eval_loss"] == pytest.approx(evaluated(run, own_files, tmp_path), abs=1e-5)
 
 
+def start(file: Path, *flags: object, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess:
+    """Run an edited script as a process of its own."""
+    command = [str(part) for part in (*launcher, file, *flags)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [(sys.executable,), TORCHRUN], ids=["one_process", "two_processes"])
 def test_several_seeds(
@@ -383,8 +401,7 @@ def test_several_seeds(
     file = apply("several_seeds", tmp_path / "edited")
     out = tmp_path / "out"
     flags = [*own_files, "--model_name_or_path", tiny_model, "--learning_rate", 3e-3, "--max_train_steps", 4]
-    command = [*launcher, file, *flags, "--output_dir", out]
-    ended = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120)
+    ended = start(file, *flags, "--output_dir", out, launcher=launcher)
     assert ended.returncode == 0, ended.stderr
     assert sorted(path.name for path in out.iterdir()) == [f"seed_{seed}" for seed in (1, 2, 3, 4, 5)]
     results = [json.loads((out / f"seed_{seed}" / "all_results.json").read_text()) for seed in (1, 2, 3, 4, 5)]
@@ -397,41 +414,6 @@ def test_several_seeds(
         run(*flags, "--seed", 3, "--output_dir", tmp_path / "alone")
         alone, third = ((path / "model.safetensors").read_bytes() for path in (tmp_path / "alone", out / "seed_3"))
         assert alone == third
-
-
-@pytest.mark.parametrize("epochs", [1, 40])
-def test_multi_label(run_edited: Callable, no_dropout: Path, tmp_path: Path, epochs: int) -> None:
-    """Three words are there or not, each with a class of its own; training never sees all of them together."""
-    words = {"good": "praise", "bad": "blame", "fine": "calm"}
-
-    def rows(sets: list[tuple], times: int) -> list[tuple[str, str]]:
-        made = [
-            (" ".join(w if w in chosen else "x" for w in words), "|".join(words[w] for w in chosen)) for chosen in sets
-        ]
-        return [(text, label or "|") for text, label in made] * times
-
-    subsets = [chosen for size in range(4) for chosen in itertools.combinations(words, size)]
-    train = write_csv(tmp_path / "train.csv", ["text", "label"], rows(subsets[:-1], 20))
-    valid = write_csv(tmp_path / "valid.csv", ["text", "label"], rows(subsets, 2))
-    flags = ["--train_file", train, "--validation_file", valid, "--output_dir", tmp_path / "out"]
-    flags += ["--do_predict", "--test_file", valid, "--learning_rate", 3e-3, "--num_train_epochs", epochs]
-    flags += ["--model_name_or_path", no_dropout]
-    results = run_edited("multi_label", *flags)
-
-    classify = pipeline("text-classification", str(tmp_path / "out"), top_k=None)
-    hits = wrong = missed = 0
-    with open(valid, newline="") as rows, open(tmp_path / "out" / "predict_results.csv", newline="") as predictions:
-        for line, predicted in zip(csv.DictReader(rows), csv.DictReader(predictions), strict=True):
-            answers = {answer["label"]: answer["score"] for answer in classify([line["text"]])[0]}
-            true, said = set(line["label"].split("|")) - {""}, {name for name in answers if answers[name] > 0.5}
-            hits, wrong, missed = hits + len(true & said), wrong + len(said - true), missed + len(true - said)
-            written = {name: float(predicted[f"probability_{name}"]) for name in answers}
-            assert written == pytest.approx(answers, abs=1e-4)
-            assert answers.keys() == set(words.values())
-            assert epochs == 1 or said == true or len(true) == 3
-    assert results["eval_micro_f1"] == pytest.approx(2 * hits / (2 * hits + wrong + missed))
-    if epochs > 1:
-        assert sum(answers.values()) > 1.5  # of the last row: no softmax over the classes
 
 
 def test_evaluate_every(
@@ -448,3 +430,150 @@ def test_evaluate_every(
     assert seen == [2, 4, 6, 8, 8, 10]  # step 8 is also the end of the first epoch
     plain, edited = (tmp_path / name / "model.safetensors" for name in ("plain", "edited"))
     assert plain.read_bytes() == edited.read_bytes()
+
+
+IMBALANCED = [row for row in sentences(200) if row[1] == 0][:40] + [row for row in sentences(200) if row[1] == 1][:10]
+
+
+@pytest.fixture
+def imbalanced(no_dropout: Path, tmp_path: Path) -> list:
+    """Forty rows of one class, ten of the other."""
+    train = write_csv(tmp_path / "train.csv", ["text", "label"], [(text, "ab"[label]) for text, label in IMBALANCED])
+    return ["--train_file", train, "--validation_file", train, "--model_name_or_path", no_dropout]
+
+
+def test_class_weights(run: Callable, run_edited: Callable, imbalanced: list, tmp_path: Path) -> None:
+    """A row of the larger class counts for 50 / 2 / 40, one of the smaller for 50 / 2 / 10."""
+    run_edited("class_weights", *imbalanced, *STEP, "--output_dir", tmp_path / "out")
+    model, batch = first_batch(*imbalanced)
+    weight = torch.tensor([50 / 2 / 40, 50 / 2 / 10])[batch["labels"]]
+    expected = (weight * F.cross_entropy(model(**batch).logits, batch["labels"], reduction="none")).mean().item()
+    assert first_line(tmp_path / "out")["loss"] == pytest.approx(expected, abs=1e-5)
+    cut = ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 4, "--output_dir", tmp_path / "cut"]
+    run_edited("class_weights", *imbalanced, *STEP, *cut)
+    assert first_line(tmp_path / "cut")["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["focal_loss", "class_weights", "oversampling"])
+def test_what_counts_the_training_rows_predicts_without_them(
+    run: Callable, run_edited: Callable, own_files: list, tmp_path: Path, name: str
+) -> None:
+    run(*own_files, "--max_train_steps", 2, "--output_dir", tmp_path / "model")
+    new = write_csv(tmp_path / "new.csv", ["text"], [[text] for text, _ in sentences(9)])
+    flags = ["--model_name_or_path", tmp_path / "model", "--num_train_epochs", 0, "--do_predict", "--test_file", new]
+    run_edited(name, *flags, "--output_dir", tmp_path / "out")
+    assert len((tmp_path / "out" / "predict_results.csv").read_text().splitlines()) == 10
+
+
+def test_oversampling(run_edited: Callable, imbalanced: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 30 epochs of 56 rows, half are of the class that has a fifth of the data; each epoch is another draw."""
+    drawn = []
+    batches_of = GlobalBatchSampler.global_batches
+    monkeypatch.setattr(
+        GlobalBatchSampler, "global_batches", lambda self: drawn.append(batches_of(self)) or batches_of(self)
+    )
+    run_edited("oversampling", *imbalanced, "--num_train_epochs", 30, "--output_dir", tmp_path / "out")
+    assert [rows.shape for rows in drawn] == [(7, 8)] * 30
+    labels = np.array([label for _, label in IMBALANCED])
+    assert np.mean([labels[rows].mean() for rows in drawn]) == pytest.approx(0.5, abs=0.05)  # four standard errors
+    assert not np.array_equal(np.sort(drawn[0].ravel()), np.sort(drawn[1].ravel()))
+
+
+def test_mean_pooling(
+    run: Callable,
+    run_edited: Callable,
+    own_files: list,
+    no_dropout: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """A model of one's own: trained on the mean, saved by its own names, read again by the script that knows it."""
+    flags = [*own_files, "--model_name_or_path", no_dropout, "--learning_rate", 1e-3]
+    results = run_edited("mean_pooling", *flags, "--num_train_epochs", 2, "--output_dir", tmp_path / "out")
+    said = capsys.readouterr().out
+    saved = weights(tmp_path / "out")
+    assert {"head.weight", "head.bias", "encoder.embeddings.word_embeddings.weight"} <= saved.keys()
+    assert "to ask it" not in said
+    assert "pipeline(" not in (tmp_path / "out" / "README.md").read_text()
+
+    encoder = AutoModel.from_pretrained(no_dropout)
+    own = {name.removeprefix("encoder."): weight for name, weight in saved.items() if "encoder." in name}
+    encoder.load_state_dict({name: own[name] for name in encoder.state_dict()})
+    tokenizer, losses = AutoTokenizer.from_pretrained(tmp_path / "out"), []
+    for text, label in sentences(23, seed=1):
+        hidden = encoder(**tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1)
+        logits = F.linear(hidden, saved["head.weight"], saved["head.bias"])
+        losses.append(F.cross_entropy(logits, torch.tensor([label])).item())
+    assert results["eval_loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+
+    again = [*own_files, "--model_name_or_path", tmp_path / "out", "--num_train_epochs", 0]
+    assert run_edited("mean_pooling", *again)["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-6)
+    with pytest.raises(SystemExit) as exit_:
+        run(*again)
+    assert exit_.value.code == 2
+    assert "holds a MeanPooling, a class of the script that saved it" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_cross_validation(own_files: list, tiny_model: Path, tmp_path: Path) -> None:
+    """Each of the 61 rows is validated on once."""
+    file = apply("cross_validation", tmp_path / "edited")
+    flags = [*own_files[:2], "--model_name_or_path", tiny_model, "--learning_rate", 3e-3, "--max_train_steps", 4]
+    ended = start(file, *flags, "--output_dir", tmp_path / "out")
+    assert ended.returncode == 0, ended.stderr
+    results = [json.loads((tmp_path / "out" / f"fold_{k}" / "all_results.json").read_text()) for k in range(5)]
+    held = [int(rows) for rows in re.findall(r"(\d+) rows of 61 are held out", ended.stdout)]
+    assert len(held) == 5
+    assert sum(held) == 61
+    assert len({result["validation_data"] for result in results}) == 5
+    values = [result["eval_accuracy"] for result in results]
+    assert f"eval_accuracy: {statistics.mean(values):.4f} ± {statistics.stdev(values):.4f} (5 folds)" in ended.stdout
+
+
+def test_gradual_unfreezing(run_edited: Callable, own_files: list, tiny_model: Path, tmp_path: Path) -> None:
+    """Eight steps an epoch: after one the encoder is where it was; the rates are those of the schedule, times 20."""
+    flags = [*own_files, "--num_train_epochs", 2, "--learning_rate", 1e-3, "--num_warmup_steps", 0]
+    flags += ["--logging_steps", 1, "--checkpointing_steps", "epoch", "--weight_decay", 0.1]
+    run_edited("gradual_unfreezing", *flags, "--output_dir", tmp_path)
+    start = first_batch(*own_files, "--model_name_or_path", tiny_model)[0].state_dict()
+    for folder, moves in ((tmp_path / "epoch_0", False), (tmp_path, True)):
+        ends = weights(folder)
+        words = "bert.embeddings.word_embeddings.weight"
+        assert torch.equal(ends[words], start[words]) != moves
+        assert not torch.equal(ends["classifier.weight"], start["classifier.weight"])
+    rates = [line["learning_rate"] for line in log_lines(tmp_path) if "loss" in line]
+    assert rates == pytest.approx([1e-3 * (20 if step < 8 else 1) * (16 - step) / 16 for step in range(16)])
+
+
+def test_head_and_tail(run_edited: Callable, own_files: list, tiny_model: Path, tmp_path: Path) -> None:
+    run_edited(
+        "head_and_tail", *own_files, "--max_train_steps", 1, "--max_length", 8, "--output_dir", tmp_path / "out"
+    )
+    edited = sys.modules["edited_head_and_tail"]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    task = Task(["accuracy"], ["text"], ["a", "b"], ["a", "b"], max_length=8)
+    words = ["good", "bad", "fine", "poor", "great", "awful", "nice", "dull", "good", "bad"]
+    rows = {"text": [" ".join(words), "good bad"], "label": ["a", "b"]}
+    whole, short = (tokenizer(text)["input_ids"] for text in rows["text"])
+    assert len(whole) == 12
+    assert edited.make_encode(tokenizer, task)(rows)["input_ids"] == [whole[:2] + whole[-6:], short]
+    data = tokenize({"train": Dataset.from_dict(rows)}, edited.make_encode(tokenizer, task), tokenizer, 8)["train"]
+    assert data["length"][:] == [12, 4]
+
+
+def test_gradient_checkpointing(
+    run: Callable, run_edited: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout is on: the second pass of a layer draws what the first one drew. Each layer passes twice in a step."""
+    calls = []
+    forward = BertIntermediate.forward
+    monkeypatch.setattr(BertIntermediate, "forward", lambda *args: calls.append(1) or forward(*args))
+    flags = [*own_files, "--max_train_steps", 4, "--logging_steps", 1, "--learning_rate", 1e-3]
+    counts = []
+    for name, go in (("plain", run), ("edited", lambda *flags: run_edited("gradient_checkpointing", *flags))):
+        calls.clear()
+        go(*flags, "--output_dir", tmp_path / name)
+        counts.append(len(calls))
+    assert counts[1] - counts[0] == 4 * 2
+    plain, edited = (log_lines(tmp_path / name) for name in ("plain", "edited"))
+    assert [line["loss"] for line in edited[:4]] == pytest.approx([line["loss"] for line in plain[:4]], abs=1e-6)

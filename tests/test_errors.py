@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification
 
 import run_glue_no_trainer as script
+from no_trainer.folder import checksum
 
 GOOD = "text,label\n" + "".join(f"{text},{'ab'[label]}\n" for text, label in sentences(30))
 ROWS = [{"text": text, "label": "ab"[label]} for text, label in sentences(30)]
@@ -322,7 +324,7 @@ def test_a_closed_door_is_named(tmp_path: Path, flag: str) -> None:
     if (child := os.fork()) == 0:
         try:
             os.dup2(writing, 2)
-            script.sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+            sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
             if os.getuid() == 0:
                 os.setuid(65534)
             script.parse_args(["--model_name_or_path", "m", flag, str(tmp_path / "closed" / "t.csv"), *files])
@@ -360,7 +362,7 @@ def test_nothing_in_a_pickle_is_run(
     states = tmp_path / "out" / "step_1" / "random_states_0.pkl"
     states.write_bytes(pickle.dumps(Bomb()))
     sums = json.loads((states.parent / "checksums.json").read_text())
-    (states.parent / "checksums.json").write_text(json.dumps(sums | {states.name: script.checksum(states)}))
+    (states.parent / "checksums.json").write_text(json.dumps(sums | {states.name: checksum(states)}))
     outcome([*flags, "--resume_from_checkpoint", "out/step_1"], tiny_model, capsys)
     assert not (tmp_path / "ran").exists()
 

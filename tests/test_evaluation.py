@@ -13,17 +13,19 @@ from accelerate import Accelerator
 from conftest import fresh_accelerate, sentences, write_csv
 from datasets import ClassLabel, Dataset, Features, Value
 from scipy import stats
-from torch.utils.data import DataLoader
+from torch.utils.data import default_collate
 
-import run_glue_no_trainer as script
+from no_trainer.batches import make_eval_loaders
+from no_trainer.evaluation import compute_metrics, predict
+from no_trainer.glue import METRICS, Task
 
 
-def task(name: str, values: list | None = (0, 1), labels: list | None = ("no", "yes")) -> script.Task:
-    return script.Task(script.METRICS.get(name, ["accuracy"]), ["a"], values and list(values), labels and list(labels))
+def task(name: str, values: list | None = (0, 1), labels: list | None = ("no", "yes")) -> Task:
+    return Task(METRICS.get(name, ["accuracy"]), ["a"], values and list(values), labels and list(labels))
 
 
 def score(name: str, predictions: list, references: list, **classes: list | None) -> dict[str, float]:
-    return script.compute_metrics(task(name, **classes), np.array(predictions), np.array(references))
+    return compute_metrics(task(name, **classes), np.array(predictions), np.array(references))
 
 
 def test_metrics_by_their_definitions() -> None:
@@ -71,18 +73,16 @@ def test_predictions_come_in_file_order(rows: int) -> None:
     """A stand-in for a model that answers with what it was asked, so that a row out of place would show."""
     fresh_accelerate()
     lengths = np.random.default_rng(0).integers(3, 60, rows)
-    asked = [{"x": float(row), "labels": row} for row in range(rows)]
+    asked = Dataset.from_dict({"x": np.arange(rows) * 1.0, "labels": range(rows), "length": lengths})
 
     class Echo(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> object:
             return type("Output", (), {"logits": torch.stack([x, -x], dim=-1)})
 
-    in_order = [asked[row] for row in script.by_length(lengths)]
     accelerator = Accelerator(cpu=True)
-    loader = accelerator.prepare(DataLoader(in_order, batch_size=4))
-    run = SimpleNamespace(accelerator=accelerator, final_model=Echo(), stop_signal=lambda: 0)
-    run.eval_loaders, run.lengths = {"validation": loader}, {"validation": lengths}
-    logits, labels = script.predict(run, "validation", "Evaluating")
+    (loader,) = make_eval_loaders(accelerator, {"validation": asked}, default_collate, 0, 4).values()
+    run = SimpleNamespace(accelerator=accelerator, stop_signal=lambda: 0)
+    logits, labels = predict(run, Echo(), loader, "Evaluating")
     assert labels.tolist() == list(range(rows))
     assert logits[:, 0].tolist() == [float(row) for row in range(rows)]
 

@@ -5,6 +5,8 @@ import itertools
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,11 +16,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import ROOT, TORCHRUN, fresh_accelerate, log_lines, sentences, without_dropout, write_csv
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
 import run_glue_no_trainer as script
+from no_trainer.folder import checkpoints, damage
+from no_trainer.launch import together
 
 RUNS = int(os.environ.get("FAULT_RUNS", "1"))  # kills and signals to try; 25 and more for a stress test
 
@@ -77,7 +84,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert said in out
     assert f"going on from {folder / 'step_4'}" in out
     assert (weights(folder), log_lines(folder)) == (whole, log)
-    assert not script.damage(folder / "step_6"), "it has been written again"
+    assert not damage(folder / "step_6"), "it has been written again"
 
 
 def test_a_damaged_checkpoint_that_is_asked_for_is_refused(
@@ -99,7 +106,7 @@ def test_when_all_checkpoints_are_damaged_nothing_is_begun(
         run(*three_checkpoints, "--resume_from_checkpoint", "latest")
     assert exit_.value.code == 2
     assert "every checkpoint in" in capsys.readouterr().err
-    assert len(script.checkpoints(tmp_path / "out")) == 3
+    assert len(checkpoints(tmp_path / "out")) == 3
 
 
 def test_what_others_put_into_a_checkpoint_does_no_harm(
@@ -107,7 +114,7 @@ def test_what_others_put_into_a_checkpoint_does_no_harm(
 ) -> None:
     """As Finder does with .DS_Store, and NFS with .nfs and a number."""
     (tmp_path / "out" / "step_6" / ".DS_Store").touch()
-    assert not script.damage(tmp_path / "out" / "step_6")
+    assert not damage(tmp_path / "out" / "step_6")
 
 
 def test_what_a_killed_run_left_aside_is_cleared(run: Callable, three_checkpoints: list, tmp_path: Path) -> None:
@@ -127,10 +134,9 @@ def test_the_limit_counts_back_from_the_step_that_is_saved(
     kept = []
     save = script.save_checkpoint
 
-    def watched(state: script.Run, name: str) -> None:
-        save(state, name)
-        script.settle(state)
-        kept.append(sorted(path.name for path in script.checkpoints(tmp_path / "out")))
+    def watched(run: object, model: torch.nn.Module, name: str) -> None:
+        save(run, model, name)
+        kept.append(sorted(path.name for path in checkpoints(tmp_path / "out")))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script, "save_checkpoint", watched)
@@ -218,7 +224,7 @@ def test_what_could_not_be_written_is_not_left_half_written(tmp_path: Path) -> N
         raise OSError("no more")
 
     with pytest.raises(SystemExit) as exit_:
-        script.together(script.Accelerator(cpu=True), write, tmp_path / ".best.partial")
+        together(Accelerator(cpu=True), write, tmp_path / ".best.partial")
     assert exit_.value.code == 1
     assert not list(tmp_path.iterdir())
 
@@ -258,9 +264,9 @@ def test_skipping_to_the_place_loads_no_rows(run: Callable, own_files: list, tmp
     run(*flags, "--checkpointing_steps", 7)
     calls = []
     with pytest.MonkeyPatch.context() as patch:
-        collate = script.DataCollatorWithPadding.__call__
+        collate = DataCollatorWithPadding.__call__
         patch.setattr(
-            script.DataCollatorWithPadding,
+            DataCollatorWithPadding,
             "__call__",
             lambda self, rows: calls.append(len(rows)) or collate(self, rows),
         )
@@ -291,7 +297,7 @@ def test_divergence_is_named_and_leaves_no_broken_checkpoint(
     assert exit_.value.code == 1
     error = next(line for line in capsys.readouterr().err.splitlines() if ": error: " in line)
     assert "step 2: the weights are not finite" in error
-    assert [path.name for path in script.checkpoints(tmp_path)] == ["step_1"]  # its learning rate was 0
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_1"]  # its learning rate was 0
     with pytest.raises(SystemExit) as exit_:
         run(*flags, "--num_warmup_steps", 0, "--overwrite_output_dir", "--logging_steps", 5)
     assert exit_.value.code == 1
@@ -305,7 +311,7 @@ def test_an_evaluation_of_broken_weights_is_an_error(
     run: Callable, own_files: list, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     run(*own_files, "--max_train_steps", 1, "--output_dir", tmp_path / "out")
-    model = script.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     with torch.no_grad():
         model.classifier.weight.fill_(torch.nan)
     model.save_pretrained(tmp_path / "out")
@@ -323,7 +329,7 @@ def test_a_step_that_the_scaler_skips_moves_neither_schedule_nor_count(
     file = write_csv(tmp_path / "t.csv", ["text", "label"], rows)
     start = script.start_accelerator
 
-    def with_scaler(args: object) -> script.Accelerator:
+    def with_scaler(args: object) -> Accelerator:
         accelerator = start(args)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-16)
         return accelerator
@@ -384,7 +390,7 @@ class Run:
         return code
 
     def children(self) -> list[int]:
-        return [child.pid for child in script.psutil.Process(self.process.pid).children()]
+        return [child.pid for child in psutil.Process(self.process.pid).children()]
 
 
 def one_cut(processes: int) -> dict:
@@ -432,7 +438,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bytes(
                 run.process.wait(pick.uniform(0, 1 + 2 * tries))  # longer every time: launchers are slow
             except subprocess.TimeoutExpired:
                 os.killpg(run.process.pid, signal.SIGKILL)
-                for child in script.psutil.process_iter(["cmdline"]):
+                for child in psutil.process_iter(["cmdline"]):
                     if str(folder) in (child.info["cmdline"] or []):
                         child.kill()
                 kills += 1
@@ -467,7 +473,10 @@ def test_a_signal_saves_says_how_to_go_on_and_exits(
         assert run.output.count(f"{number.name}: saved") == 1, run.output
         if children:
             assert run.output.count(f"exitcode  : {128 + number}") == len(children), run.output
-        command = run.output.split("to go on:\n")[1].splitlines()[0]
+        said, command = re.search(r"; to go on(.*):\n(.+)\n", run.output).groups()
+        if children:
+            assert said == ", under the launcher that you used"
+            command = shlex.join(TORCHRUN) + command[command.index(f" {ROOT / 'run_glue_no_trainer.py'}") :]
         assert command.endswith("--resume_from_checkpoint latest")
         again = subprocess.run(
             command, shell=True, capture_output=True, text=True, env=os.environ | {"ACCELERATE_USE_CPU": "true"}
@@ -479,7 +488,7 @@ def test_a_signal_saves_says_how_to_go_on_and_exits(
 
 def test_ctrl_c_during_the_imports_just_ends(own_files: list, tiny_model: Path, tmp_path: Path) -> None:
     run = Run(own_files, tiny_model, tmp_path / "out")
-    process = script.psutil.Process(run.process.pid)
+    process = psutil.Process(run.process.pid)
     while not any("libtorch" in loaded.path for loaded in process.memory_maps()):
         assert run.process.poll() is None
     run.process.send_signal(signal.SIGINT)
@@ -500,7 +509,7 @@ def test_a_second_sigint_ends_at_once(own_files: list, tiny_model: Path, tmp_pat
         run.process.wait(0.5)
     run.process.send_signal(signal.SIGINT)
     assert run.wait() == -signal.SIGINT
-    assert not script.checkpoints(tmp_path / "out")
+    assert not checkpoints(tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -516,7 +525,7 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(
         assert run.process.poll() is None, run.output
     run.process.terminate()
     assert run.wait() == 143
-    assert script.checkpoints(tmp_path / "out") == [tmp_path / "out" / "step_1"]
+    assert checkpoints(tmp_path / "out") == [tmp_path / "out" / "step_1"]
     assert len(log_lines(tmp_path / "out")) == 1
 
 
@@ -526,7 +535,7 @@ def test_a_disk_that_fills_leaves_the_earlier_checkpoints(own_files: list, tiny_
     (tmp_path / "disk").mkdir()
     flags = ["--model_name_or_path", tiny_model, *own_files, "--checkpointing_steps", 1]
     command = [sys.executable, ROOT / "run_glue_no_trainer.py", *flags, "--output_dir", tmp_path / "disk" / "out"]
-    line = script.shlex.join(str(word) for word in command)
+    line = shlex.join(str(word) for word in command)
     again = f"{line} --resume_from_checkpoint latest"
     mount = f"mount -t tmpfs -o size=3m none {tmp_path / 'disk'}"
     shell = ["unshare", "-rm", "sh", "-c"]
@@ -552,7 +561,7 @@ def test_a_disk_that_fills_leaves_the_earlier_checkpoints(own_files: list, tiny_
 def test_too_small_a_disk_is_found_before_training(
     run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(script.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))
     with pytest.raises(SystemExit) as exit_:
         run(*own_files, "--output_dir", tmp_path / "out")
     assert exit_.value.code == 2
@@ -606,7 +615,7 @@ def test_a_signal_to_the_run_and_its_reader_saves_all_the_same(
     run.send_signal(signal.SIGINT)
     said = run.stderr.read()
     assert (run.wait(120), said) == (130, "")
-    assert len(script.checkpoints(tmp_path / "out")) == 1
+    assert len(checkpoints(tmp_path / "out")) == 1
 
 
 @pytest.mark.slow
@@ -616,7 +625,7 @@ def test_a_cache_on_a_full_disk_is_named(tiny_model: Path, tmp_path: Path, rows:
     (tmp_path / "disk").mkdir()
     file = write_csv(tmp_path / "t.csv", ["text", "label"], [("0123456789" * 6, "ab"[row % 2]) for row in range(rows)])
     flags = ["--model_name_or_path", tiny_model, "--train_file", file, "--max_train_steps", 1]
-    line = script.shlex.join(str(word) for word in [sys.executable, ROOT / "run_glue_no_trainer.py", *flags])
+    line = shlex.join(str(word) for word in [sys.executable, ROOT / "run_glue_no_trainer.py", *flags])
     mount = f"mount -t tmpfs -o size=3m none {tmp_path / 'disk'}"
     shell = ["unshare", "-rm", "sh", "-c"]
     if subprocess.run([*shell, mount], capture_output=True).returncode:

@@ -17,7 +17,7 @@ from hub import Hub
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-import run_glue_no_trainer as script
+from no_trainer.messages import resume_command
 
 REPO = "someone/model"
 TENSORBOARD = ["--with_tracking", "--report_to", "tensorboard"]
@@ -220,7 +220,7 @@ def test_a_hub_that_never_answers_is_not_waited_for_for_ever(
     hub: Hub, tiny_model: Path, own_files: list, tmp_path: Path, kind: str, code: int
 ) -> None:
     hub.fail(kind, "hold")
-    short = "import sys; import run_glue_no_trainer as script; script.HUB_TIMEOUT = 0.5; "
+    short = "import sys; import run_glue_no_trainer as script, no_trainer.hub; no_trainer.hub.HUB_TIMEOUT = 0.5; "
     short += "script.main(script.parse_args(sys.argv[2:]))"
     flags = [*own_files, "--output_dir", tmp_path / "out"]
     ended = push(hub, tiny_model, *flags, launcher=(sys.executable, "-c", short))
@@ -259,7 +259,7 @@ def test_a_repository_that_cannot_be_made(
 @pytest.mark.parametrize("flag", [["--hub_token", "hf_x y"], ["--hub_token=hf_x"], ["--hub_token", "it's"]])
 def test_no_command_that_is_printed_has_a_token(monkeypatch: pytest.MonkeyPatch, flag: list[str]) -> None:
     monkeypatch.setattr("sys.argv", ["run_glue_no_trainer.py", *flag, "--seed", "1"])
-    command = script.resume_command()
+    command = resume_command()
     assert re.search(r" --hub_token[ =]\$HF_TOKEN --seed 1 --resume_from_checkpoint latest$", command)
     assert "hf_x" not in command
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import log_lines, without_dropout
+from accelerate.utils import DynamoBackend
+from conftest import log_lines, prepared, rows_of, without_dropout
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 import run_glue_no_trainer as script
+from no_trainer.batches import make_collate
 
 
 @pytest.fixture
@@ -52,18 +54,13 @@ def test_the_loop_is_adamw_with_a_linear_schedule(
     flags += ["--weight_decay", 0.1, "--num_warmup_steps", 3, "--max_train_steps", 10, "--max_grad_norm", 0.5]
     run(*flags, "--output_dir", tmp_path / "out")
 
-    args = script.parse_args([str(flag) for flag in ["--model_name_or_path", no_dropout, *flags]])
-    splits, task = script.load_data(args)
-    script.set_seed(42)
-    model, tokenizer = script.load_model(args, task)
-    data, lengths = script.tokenize(splits["train"], task, tokenizer, args, "train")
-    sampler = script.GlobalBatchSampler(len(data), 8, 8, 42, lengths)
+    model, tokenizer, data, sampler = prepared("--model_name_or_path", no_dropout, *flags)
     optimizer = torch.optim.AdamW(script.parameter_groups(model, 0.1), lr=1e-3)
     expected = {}
     for step in range(10):
         sampler.start(*divmod(step, 8))
         rows = next(iter(sampler))
-        loss = model(**tokenizer.pad(data[rows], return_tensors="pt")).loss
+        loss = model(**tokenizer.pad(rows_of(data, rows), return_tensors="pt")).loss
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         rate = 1e-3 * (step / 3 if step < 3 else (10 - step) / 7)
@@ -194,15 +191,15 @@ def test_grouping_by_length_and_padding_flags(
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "length"),
-    [("cpu", "no", 8), ("cpu", "bf16", 8), ("cuda", "bf16", 8), ("cuda", "fp8", 16), ("xla", "no", 32)],
+    ("precision", "max_length", "length"),
+    [("no", None, 8), ("bf16", None, 8), ("fp8", None, 16), ("no", 32, 32)],
 )
-def test_what_a_batch_is_padded_to(tiny_model: Path, device: str, precision: str, length: int) -> None:
+def test_what_a_batch_is_padded_to(tiny_model: Path, precision: str, max_length: int | None, length: int) -> None:
     """Few shapes, of which oneDNN keeps less; as long as tensor cores want them; a single one on XLA."""
-    no_compiler = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=script.DynamoBackend.NO))
-    where = SimpleNamespace(device=torch.device(device), mixed_precision=precision, state=no_compiler)
-    tokenizer = script.AutoTokenizer.from_pretrained(tiny_model)
-    collate = script.collator(tokenizer, SimpleNamespace(pad_to_max_length=False, max_length=32), where)
+    no_compiler = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
+    where = SimpleNamespace(mixed_precision=precision, state=no_compiler)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    collate = make_collate(tokenizer, where, max_length)
     batch = collate([{"input_ids": tokenizer(text)["input_ids"]} for text in ("good bad fine", "good")])
     assert batch["input_ids"].shape == (2, length)
     assert batch["attention_mask"].sum(1).tolist() == [5, 3]

@@ -13,6 +13,10 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 import run_glue_no_trainer as script
+from no_trainer.folder import checkpoints
+from no_trainer.glue import GLUE
+from no_trainer.results import all_results, keep_model
+from no_trainer.tasks import load_data
 
 TRAIN = ["--learning_rate", 3e-3, "--num_train_epochs", 6]
 
@@ -95,7 +99,7 @@ def test_a_label_that_the_model_does_not_know_is_refused(
 def test_the_files_for_glues_server(run: Callable, made_glue: Path, tmp_path: Path) -> None:
     """Names, header, order, words, and the archive when all are there."""
     folder = tmp_path / "out"
-    for task in script.GLUE:
+    for task in GLUE:
         assert not (folder / "glue" / "submission.zip").exists()
         flags = ["--dataset_name", made_glue, "--task_name", task, "--max_train_steps", 1, "--do_predict"]
         run(*flags, "--output_dir", folder, "--overwrite_output_dir")
@@ -128,7 +132,7 @@ def test_ax_with_a_model_of_its_own_order(run: Callable, made_glue: Path, tmp_pa
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     run(*flags, "--output_dir", tmp_path / "b")
     assert (tmp_path / "a" / "glue" / "AX.tsv").read_text() == (tmp_path / "b" / "glue" / "AX.tsv").read_text()
-    assert {row["prediction"] for row in table(tmp_path / "b" / "glue" / "AX.tsv", "\t")} <= set(script.load_data(
+    assert {row["prediction"] for row in table(tmp_path / "b" / "glue" / "AX.tsv", "\t")} <= set(load_data(
         script.parse_args([str(flag) for flag in [*flags, "--output_dir", tmp_path / "c"]])
     )[1].words)  # fmt: skip
 
@@ -181,7 +185,7 @@ def test_the_best_model_survives_a_resume(run: Callable, own_files: list, tmp_pa
     flags += ["--early_stopping_patience", 2, "--checkpointing_steps", "epoch"]
     whole = run(*flags, "--output_dir", tmp_path / "whole")
     saved = load_file(tmp_path / "whole" / "model.safetensors")
-    last = script.checkpoints(tmp_path / "whole")[-1]
+    last = checkpoints(tmp_path / "whole")[-1]
     resumed = run(*flags, "--output_dir", tmp_path / "elsewhere", "--resume_from_checkpoint", last)
     assert {k: v for k, v in resumed.items() if k.startswith(("best_", "eval_"))} == {
         k: v for k, v in whole.items() if k.startswith(("best_", "eval_"))
@@ -227,8 +231,11 @@ def test_the_best_scores_are_told_when_the_best_weights_are_saved(
     run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not before: what is shared after an epoch has that epoch's weights."""
-    runs, keep = [], script.keep_model
-    monkeypatch.setattr(script, "keep_model", lambda run, last: runs.append(run) or keep(run, last))
+    runs, keep = [], keep_model
+    monkeypatch.setattr(
+        "no_trainer.results.keep_model",
+        lambda run, model, tokenizer, task, last: runs.append((run, task)) or keep(run, model, tokenizer, task, last),
+    )
     flags = [
         "--num_train_epochs",
         4,
@@ -242,4 +249,4 @@ def test_the_best_scores_are_told_when_the_best_weights_are_saved(
     evaluations = [line["eval_loss"] for line in log_lines(tmp_path) if "eval_loss" in line]
     assert min(evaluations) < evaluations[-1], "or this shows nothing"
     assert results["eval_loss"] == min(evaluations)
-    assert script.all_results(runs[-1], last=False)["eval_loss"] == evaluations[-1]
+    assert all_results(*runs[-1], last=False)["eval_loss"] == evaluations[-1]

@@ -4,15 +4,21 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 from conftest import log_lines, sentences, write_csv
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import run_glue_no_trainer as script
+from no_trainer.checkpoints import find_checkpoint
+from no_trainer.folder import checkpoints
+from no_trainer.messages import own_command
 
 
 def test_the_saved_model_answers_with_the_users_names(run: Callable, own_files: list, tmp_path: Path) -> None:
@@ -64,7 +70,7 @@ def test_log_lines(run: Callable, own_files: list, tmp_path: Path) -> None:
 
 def test_checkpoints_and_their_limit(run: Callable, own_files: list, tmp_path: Path) -> None:
     run(*own_files, "--checkpointing_steps", 5, "--save_total_limit", 2, "--output_dir", tmp_path)
-    assert [path.name for path in script.checkpoints(tmp_path)] == ["step_15", "step_20"]
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_15", "step_20"]
     assert not list(tmp_path.glob(".*"))
 
 
@@ -75,7 +81,7 @@ def test_latest_is_the_checkpoint_of_the_most_steps(run: Callable, own_files: li
     (tmp_path / "step_15").mkdir()  # not a whole checkpoint
     os.utime(tmp_path / "step_9")
     args = script.parse_args(["--model_name_or_path", "m", *map(str, flags), "--resume_from_checkpoint", "latest"])
-    assert script.find_checkpoint(args) == tmp_path / "step_12"
+    assert find_checkpoint(args) == tmp_path / "step_12"
 
 
 def test_overwriting_clears_the_earlier_run(run: Callable, own_files: list, tmp_path: Path) -> None:
@@ -85,7 +91,7 @@ def test_overwriting_clears_the_earlier_run(run: Callable, own_files: list, tmp_
     run(*flags, "--checkpointing_steps", 2)
     run(*flags, "--overwrite_output_dir")
     assert [line["step"] for line in log_lines(tmp_path)] == [2, 4, 4]
-    assert not script.checkpoints(tmp_path)
+    assert not checkpoints(tmp_path)
     assert (tmp_path / "notes.txt").exists()
     assert (tmp_path / "step_by_step").exists()
 
@@ -112,7 +118,7 @@ def test_the_saved_tokenizer_and_model_are_those_of_the_last_step(
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     saved = model.state_dict()
     checkpoint = AutoModelForSequenceClassification.from_config(model.config)
-    script.accelerate.load_checkpoint_in_model(checkpoint, tmp_path / "step_4")
+    accelerate.load_checkpoint_in_model(checkpoint, tmp_path / "step_4")
     assert all(torch.equal(saved[name], tensor) for name, tensor in checkpoint.state_dict().items())
     assert AutoTokenizer.from_pretrained(tmp_path)("good bad")["input_ids"]
 
@@ -120,15 +126,14 @@ def test_the_saved_tokenizer_and_model_are_those_of_the_last_step(
 def test_what_comes_next_can_be_pasted(
     run: Callable, made_glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """A folder with a space in its name, and a data set that is not the hub's: the command works as it stands."""
-    out = tmp_path / "my run"
+    """A folder with a space and a quote in its name: the command works as it stands."""
+    out = tmp_path / "it's my run"
     run("--dataset_name", made_glue, "--task_name", "rte", "--max_train_steps", 1, "--output_dir", out)
     lines = capsys.readouterr().out.splitlines()
-    predict = next(line for line in lines if "--do_predict" in line)
-    args = script.parse_args(shlex.split(predict)[2:])
-    assert (args.model_name_or_path, args.dataset_name) == (str(out), str(made_glue))
-    upload = next(line for line in lines if "hf upload" in line)
-    assert shlex.split(upload)[2:4] == ["my run", str(out)]
+    (line,) = [line for line in lines if line.startswith("to ask it: ")]
+    command = [sys.executable, *shlex.split(line.removeprefix("to ask it: "))[1:]]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "'label': " in said
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp8"])
@@ -155,17 +160,13 @@ def test_a_run_that_trains_nothing_leaves_its_results_alone(
     assert f"\nresults are in {tmp_path}\n" in said
 
 
-def test_the_command_is_told_where_the_parent_may_not_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where /proc hides what other users run, or the parent has gone."""
-
-    def denied(_: object) -> None:
-        raise script.psutil.AccessDenied
-
-    monkeypatch.setattr("sys.argv", ["run_glue_no_trainer.py", "--seed", "1"])
-    monkeypatch.setattr(script.psutil.Process, "parent", denied)
-    assert script.launch_command().endswith("run_glue_no_trainer.py --seed 1")
-    monkeypatch.setattr(script.psutil.Process, "parent", lambda _: None)
-    assert script.launch_command().endswith("run_glue_no_trainer.py --seed 1")
+def test_the_command_of_a_run_is_its_own_and_not_its_parents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it was typed, where Python knows that; in a notebook, where it does not, as it could have been."""
+    monkeypatch.setattr("sys.argv", ["/a b/run_glue_no_trainer.py", "--seed", "1"])
+    monkeypatch.setattr("sys.orig_argv", ["python3", "-m", "run_glue_no_trainer", "--seed", "1"])
+    assert own_command() == "python3 -m run_glue_no_trainer --seed 1"
+    monkeypatch.setattr("sys.orig_argv", ["python3", "-m", "ipykernel_launcher", "-f", "kernel.json"])
+    assert own_command() == "python '/a b/run_glue_no_trainer.py' --seed 1"
 
 
 def test_folders_of_other_programs_stay(run: Callable, own_files: list, tiny_model: Path, tmp_path: Path) -> None:

@@ -9,8 +9,6 @@ import pytest
 from conftest import launch, log_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import run_glue_no_trainer as script
-
 TENSORBOARD = ["--with_tracking", "--report_to", "tensorboard"]
 
 
@@ -118,7 +116,7 @@ def test_a_tracker_that_is_not_to_be_had(
 def test_tracking_without_any_tracker_is_refused(
     run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(script, "get_available_trackers", list)
+    monkeypatch.setattr("no_trainer.launch.get_available_trackers", list)
     with pytest.raises(SystemExit) as exit_:
         run(*own_files, "--with_tracking", "--output_dir", tmp_path / "out")
     assert exit_.value.code == 2

@@ -1,0 +1,203 @@
+"""The flags that the training does not read, and how all flags are read: from the command line and from --config."""
+
+import argparse
+import gc
+import math
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from no_trainer.checks import check_arguments
+from no_trainer.glue import GLUE
+from no_trainer.messages import stop, suggestion
+
+MEANT = {  # flags that other scripts have: what they are here
+    "lr": "--learning_rate",
+    "epochs": "--num_train_epochs",
+    "batch_size": "--per_device_train_batch_size",
+    "per_device_batch_size": "--per_device_train_batch_size",
+    "max_steps": "--max_train_steps",
+    "max_seq_length": "--max_length",
+    "warmup_steps": "--num_warmup_steps",
+    "model_name": "--model_name_or_path",
+    "fp16": "--mixed_precision fp16",
+    "bf16": "--mixed_precision bf16",
+    "save_steps": "--checkpointing_steps",
+    "do_train": "what it does unless --num_train_epochs is 0",
+    "do_eval": "what it does after each epoch",
+    "eval_strategy": "after each epoch, always",
+}
+
+
+def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
+    """An argparse type: an int or float from low to high."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"takes a {'whole ' * (kind is int)}number, not {text!r}") from None
+        if not low <= value <= min(high, sys.float_info.max):
+            most = f" and at most {high:g}" if high < math.inf else ""
+            raise argparse.ArgumentTypeError(f"must be at least {low:g}{most}, not {text}")
+        return value
+
+    return parse
+
+
+def true_or_false(text: str) -> bool:
+    """An argparse type for a switch that is followed by a word."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"takes true or false (or nothing, which means true), not {text!r}")
+    return text.lower() == "true"
+
+
+POSITIVE, COUNT, AMOUNT = number(int, 1), number(int, 0), number(float, 0)
+SWITCH: dict[str, Any] = {
+    "nargs": "?", "const": True, "default": False, "type": true_or_false, "metavar": "true",
+}  # fmt: skip
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """--help with the defaults that say something."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=100)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default not in (None, False) else action.help
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that knows the flags of data, output and the hub, and answers a mistake in one line.
+
+    The script adds those of `model` and `training` that it reads.
+    """
+
+    def __init__(self, description: str) -> None:
+        usage = "%(prog)s --model_name_or_path MODEL (--task_name TASK | --train_file FILE) [--output_dir DIR] [...]"
+        super().__init__(description=description, usage=usage, formatter_class=Help, allow_abbrev=False)
+        self._optionals.title = "general"
+        self.add_argument(
+            "--config", metavar="FILE.yaml", help="flags from a YAML file; the command line wins over it"
+        )
+        add_data_flags(self.add_argument_group("data"))
+        self.model = self.add_argument_group("model")
+        self.training = self.add_argument_group("training")
+        add_model_flags(self.model)
+        add_output_flags(self.add_argument_group("output"))
+
+    def error(self, message: str) -> NoReturn:
+        if unknown := re.search(r"unrecognized arguments: --([^\s=]+)", message):
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            message += instead(unknown[1]) or suggestion(f"--{unknown[1]}", known)
+        stop(f"{message} (--help lists every flag)")
+
+
+def add_data_flags(group: argparse._ArgumentGroup) -> None:
+    """What to train on, to evaluate on and to predict."""
+    add = group.add_argument
+    files: dict[str, Any] = {"nargs": "+", "metavar": "FILE"}
+    add("--task_name", choices=[*GLUE, "ax"], help="a GLUE task; ax: only to predict, with a model of mnli")
+    add("--dataset_name", metavar="NAME", help="a hub id or a local folder (default with --task_name: nyu-mll/glue)")
+    add("--train_file", **files, help="your own data: .csv .tsv .json .jsonl .parquet, several files or globs")
+    add("--validation_file", **files, help="the same columns; without it 10 %% of the rows are held out")
+    add("--test_file", **files, help="the same columns, `label` not needed, for --do_predict")
+    add("--do_predict", **SWITCH, help="write the predictions for --test_file or the data set's test split")
+    names = {"nargs": "+", "metavar": "A[,B]"}
+    add("--text_column_names", **names, help="(default: sentence1,sentence2, else the first one or two others)")
+    add("--label_column_name", default="label", metavar="NAME", help="the column with the answers")
+    add("--max_train_samples", type=POSITIVE, metavar="N", help="train on the first N rows only")
+    add("--max_eval_samples", type=POSITIVE, metavar="N", help="evaluate on the first N rows only")
+    add("--max_predict_samples", type=POSITIVE, metavar="N", help="predict the first N rows only")
+    add("--preprocessing_num_workers", type=POSITIVE, metavar="N", help="of tokenization (default: by the rows)")
+    add("--dataloader_num_workers", type=COUNT, default=0, metavar="N", help="processes that load batches")
+
+
+def add_model_flags(group: argparse._ArgumentGroup) -> None:
+    """How the model is read."""
+    add = group.add_argument
+    add("--model_revision", default="main", metavar="REV", help="branch, tag or commit of a hub model")
+    add("--use_slow_tokenizer", **SWITCH, help="the tokenizer written in Python, where there is one still")
+    add("--ignore_mismatched_sizes", **SWITCH, help="start a new head where the model's has other classes")
+    add("--attn_implementation", metavar="NAME", help="eager, sdpa ... (default: what is fast here)")
+    add("--trust_remote_code", **SWITCH, help="run code that comes with the model; read it first")
+
+
+def add_output_flags(group: argparse._ArgumentGroup) -> None:
+    """What a run leaves, and where."""
+    add = group.add_argument
+    add("--output_dir", metavar="DIR", help="where model, results and checkpoints go; nothing is saved without it")
+    add("--overwrite_output_dir", **SWITCH, help="start anew in a folder that holds an earlier run")
+    add("--checkpointing_steps", metavar="N|epoch", help="save a checkpoint every N steps or after every epoch")
+    add("--save_total_limit", type=POSITIVE, metavar="N", help="keep the newest N checkpoints")
+    add("--resume_from_checkpoint", metavar="DIR|latest", help="go on from a checkpoint of the same run")
+    add("--logging_steps", type=POSITIVE, default=10, metavar="N", help="steps between two lines of log.jsonl")
+    add("--with_tracking", **SWITCH, help="log to experiment trackers as well")
+    add("--report_to", default="all", metavar="NAME", help="tensorboard, wandb, trackio ...; all: those installed")
+    add("--push_to_hub", **SWITCH, help="upload the model and its card after every epoch and at the end")
+    add("--hub_model_id", metavar="NAME", help="where to, such as you/your-model (default: --output_dir's name)")
+    add("--hub_token", metavar="TOKEN", help="(default: that of `hf auth login`, or HF_TOKEN)")
+    add("--hub_private_repo", **SWITCH, help="make a new repository private")
+
+
+def read_arguments(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line over the --config file; whatever can be checked without the data is checked here.
+
+    Raises:
+        SystemExit: 2, after one line that names the flag and what would be right; 0 after --help.
+    """
+    args = parser.parse_args(argv)
+    if args.config:
+        flags, warm_up = read_config(args.config, parser), ("--num_warmup_steps", "--warmup_ratio")
+        if any(word.startswith(warm_up) for word in argv):  # either wins over the file's
+            flags = [flag for flag in flags if not flag.startswith(warm_up)]
+        args = parser.parse_args([*flags, *argv])
+    return check_arguments(args, argv)
+
+
+def before_imports(parse: Callable[[Sequence[str]], argparse.Namespace]) -> argparse.Namespace:
+    """The flags of this process, read before it imports what takes seconds."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the loop begins, Ctrl-C just ends, without a traceback
+    if sys.stdout:  # where it is a file on Windows it has not every character
+        sys.stdout.reconfigure(errors="backslashreplace")
+    args = parse(sys.argv[1:])
+    # or torch's C++ warns in each process of what is meant to be so (find_unused_parameters), and of nothing of use
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    gc.disable()  # or a fifth of the time of the imports goes into looking for garbage among what they make
+    return args
+
+
+def instead(flag: str) -> str:
+    """What a flag of another script is here."""
+    return f"; here it is {MEANT[flag]}" if flag in MEANT else ""
+
+
+def read_config(file: str, parser: argparse.ArgumentParser) -> list[str]:
+    """A flat YAML mapping of flag names to values, as the command line that means the same."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        stop(f"--config {file}: {error}")
+    known = [name.lstrip("-") for name in parser._option_string_actions if name not in ("-h", "--help", "--config")]
+    if not isinstance(values, dict):
+        stop(f"--config {file}: must hold lines such as `learning_rate: 5e-5`")
+    flags: list[str] = []
+    for key, value in values.items():
+        if key not in known:
+            stop(f"--config {file}: there is no flag {key!r}{instead(str(key)) or suggestion(str(key), known)}")
+        if isinstance(value, dict) or (isinstance(value, list) and not key.endswith(("_file", "_names"))):
+            stop(f"--config {file}: {key} takes one value, not {value}")
+        if key == "mixed_precision" and value is False:
+            value = "no"  # which YAML reads as false
+        if isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{key}={value}")
+    return flags

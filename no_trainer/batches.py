@@ -1,0 +1,188 @@
+"""From rows to batches: tokens with their lengths, the order of an epoch, padding, and the table of what is there."""
+
+import math
+import os
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import xxhash
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
+from datasets import Dataset
+from torch.utils.data import DataLoader, Sampler
+from transformers import DataCollatorWithPadding
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from no_trainer.files import no_cache
+from no_trainer.glue import Task
+from no_trainer.labels import numbers
+
+
+def tokenize(
+    splits: dict[str, Dataset], encode: Callable, tokenizer: Tokenizer, max_length: int, workers: int | None = None
+) -> dict[str, Dataset]:
+    """What `encode` makes of the rows of each split, and their `length`: the tokens that they would have uncut.
+
+    All that `encode` reads makes the name of its cache.
+    """
+
+    def measured(rows: dict[str, list]) -> dict[str, list]:
+        labels = {"label": rows["label"]} if "label" in rows else {}
+        texts = {name: [text or "" for text in column] for name, column in rows.items() if name != "label"}
+        inputs = encode(texts | labels)
+        # an empty text is still a row where a tokenizer adds no tokens of its own
+        inputs["input_ids"] = [row or [tokenizer.pad_token_id] for row in inputs["input_ids"]]
+        lengths = [len(row) for row in inputs["input_ids"]]
+        if at_limit := [row for row, length in enumerate(lengths) if length >= max_length]:
+            whole = tokenizer(*[[text[row] for row in at_limit] for text in texts.values()], verbose=False)
+            for row, tokens in zip(at_limit, whole["input_ids"], strict=True):
+                lengths[row] = len(tokens)
+        return inputs | {"length": lengths}
+
+    tokenized = {}
+    for name, data in splits.items():
+        processes = workers or min(os.cpu_count() or 1, 8, 1 + len(data) // 100_000)
+        how = {"remove_columns": data.column_names, "num_proc": processes if processes > 1 else None}
+        try:
+            tokenized[name] = data.map(measured, batched=True, desc=f"Tokenizing {name}", **how)
+        except OSError as error:
+            no_cache(error)
+    tokenizer("")  # forget the last truncation, which would be saved with the tokenizer
+    return tokenized
+
+
+def fingerprint(data: Dataset) -> str:
+    """16 hexadecimal digits that change with any token or label of any row, and with the order of the rows."""
+    digest = xxhash.xxh3_64()
+    for table in data.with_format("arrow").iter(batch_size=10_000):
+        tokens = table["input_ids"].combine_chunks()
+        for values in (tokens.value_lengths(), tokens.flatten(), table["labels"]):
+            digest.update(values.to_numpy().tobytes())
+    return digest.hexdigest()
+
+
+def describe(data: dict[str, Dataset], task: Task) -> str:
+    """A table of what will be trained on: rows, tokens, how many texts are cut, and the shares of the classes."""
+    width = max(map(len, data)) + 2
+    lines = [f"{'':{width}}{'rows':>9}{'tokens: median':>18}{'95 %':>7}{'max':>8}{'cut':>8}"]
+    classes = []
+    for name, dataset in data.items():
+        labels = numbers(dataset, "labels") if "labels" in dataset.column_names else None
+        if labels is None:
+            shares = ["to be predicted"]
+        elif task.labels is None:
+            shares = [f"{labels.min():.3g} to {labels.max():.3g}", f"mean {labels.mean():.3g}"]
+        else:
+            counts = np.bincount(labels, minlength=len(task.labels))
+            largest = np.argsort(-counts, kind="stable")[:5]
+            shares = [f"{task.labels[i]} {counts[i] / len(labels):.1%}" for i in largest]
+            shares += [f"and {len(counts) - 5} more"] * (len(counts) > 5)
+        classes.append(fit([f"{name:{width}}{shares[0]}", *shares[1:]], 80, width))
+        tokens = numbers(dataset, "length")
+        middle, high = np.percentile(tokens, [50, 95])
+        cut = int((tokens > task.max_length).sum())
+        lines.append(f"{name:{width}}{len(tokens):>9,}{middle:>18.0f}{high:>7.0f}{tokens.max():>8,}{cut:>8,}")
+    text = f"text: {' + '.join(task.text_columns)}, cut at {task.max_length} tokens; labels:"
+    return "\n".join([*lines, text, *classes])
+
+
+def fit(parts: Sequence[str], columns: int, indent: int) -> str:
+    """The parts with commas between them, in lines of so many columns that break between two of them."""
+    whole = ", ".join(part.replace(" ", "\0") for part in parts)
+    return textwrap.fill(whole, columns, subsequent_indent=" " * indent, break_long_words=False).replace("\0", " ")
+
+
+@dataclass(eq=False)
+class GlobalBatchSampler(Sampler[list[int]]):
+    """Batches of row numbers in an order that (seed, epoch) and the size of the global batch decide alone.
+
+    A global batch is what one optimizer step sees. It is handed out in device batches, one after the other, so that
+    any number of processes and accumulation steps makes the same global batches of them. The last one of an epoch is
+    filled up from the start of the epoch's order: every step is full.
+    """
+
+    rows: int
+    global_batch: int
+    batch_size: int  # of one device
+    seed: int
+    lengths: np.ndarray | None  # in tokens, as cut, [rows]; None: do not bring rows of like length together
+    order: Callable[[int, int], np.ndarray] | None = (
+        None  # (seed, epoch) to row numbers; None: each row once, shuffled
+    )
+    epoch: int = 0
+    first: int = 0  # global batch of the epoch
+    drop_last: ClassVar[bool] = False  # read by Accelerate
+    window: ClassVar[int] = 50  # global batches among which rows of like length are brought together
+
+    @property
+    def steps_per_epoch(self) -> int:
+        rows = len(self.order(self.seed, 0)) if self.order and self.rows else self.rows
+        return math.ceil(max(rows, 1) / self.global_batch)
+
+    def start(self, epoch: int, first: int = 0) -> None:
+        """Make the next iteration that of `epoch`, beginning with its global batch number `first`."""
+        self.epoch, self.first = epoch, first
+
+    def global_batches(self) -> np.ndarray:
+        """This epoch's row numbers, [steps, global batch]."""
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = self.order(self.seed, self.epoch) if self.order else generator.permutation(self.rows)
+        order = np.resize(order, self.steps_per_epoch * self.global_batch)
+        if self.lengths is not None:
+            size = self.window * self.global_batch
+            windows = [order[begin : begin + size] for begin in range(0, len(order), size)]
+            order = np.concatenate([rows[np.argsort(-self.lengths[rows], kind="stable")] for rows in windows])
+        batches = order.reshape(-1, self.global_batch)
+        return batches if self.lengths is None else generator.permutation(batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for rows in self.global_batches()[self.first :]:
+            for begin in range(0, self.global_batch, self.batch_size):
+                yield rows[begin : begin + self.batch_size].tolist()
+
+    def __len__(self) -> int:
+        return (self.steps_per_epoch - self.first) * (self.global_batch // self.batch_size)
+
+
+def make_collate(tokenizer: Tokenizer, accelerator: Accelerator, max_length: int | None) -> Callable:
+    """Pads a batch to `max_length` or, without one, to its longest row, of which few shapes come.
+
+    On XLA, where each new shape is compiled, `max_length` is needed.
+    """
+    if max_length:
+        return DataCollatorWithPadding(tokenizer, padding="max_length", max_length=max_length)
+    multiple = 16 if accelerator.mixed_precision == "fp8" else 8  # what tensor cores want; a CPU has fewer shapes then
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        multiple = 32
+    return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
+
+
+def make_loader(accelerator: Accelerator, data: Dataset, collate: Callable, workers: int, **how: Any) -> DataLoader:
+    """A loader of this process's batches; `how` is a batch_sampler or a batch_size."""
+    loader = DataLoader(
+        data.remove_columns("length"),
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator(),  # or each iteration takes a number from the stream that dropout draws on
+        **how,
+    )
+    loader = accelerator.prepare(loader)
+    accelerator._dataloaders.clear()  # Progress knows where they are; on XLA Accelerate fails to save their state
+    return loader
+
+
+def make_eval_loaders(
+    accelerator: Accelerator, splits: dict[str, Dataset], collate: Callable, workers: int, batch_size: int
+) -> dict[str, DataLoader]:
+    """A loader of each split, longest row first: little padding, and too little memory shows at once."""
+    loaders = {}
+    for name, data in splits.items():
+        order = np.argsort(-numbers(data, "length"), kind="stable")
+        rows = data.add_column("row", np.arange(len(data))).select(order)  # `row`: its number in the file
+        loaders[name] = make_loader(accelerator, rows, collate, workers, batch_size=batch_size)
+    return loaders

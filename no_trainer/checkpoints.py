@@ -1,0 +1,185 @@
+"""Opening the folder of a run, and going on in it where a checkpoint left off."""
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+from datasets import Dataset
+from torch.distributed.tensor import DTensor
+
+from no_trainer.batches import fingerprint
+from no_trainer.folder import BEST, checkpoints, clear, clear_aside, damage, seal
+from no_trainer.hub import make_repository
+from no_trainer.launch import all_or_none, say, together
+from no_trainer.messages import is_launched, resume_command, stop
+from no_trainer.run import Progress, Run, StopSignal, read_losses
+from no_trainer.trackers import end_trackers, start_trackers
+
+
+def fixed_settings(
+    args: argparse.Namespace,
+    global_batch: int,
+    warmup_steps: int,
+    max_steps: int,
+    train_data: Dataset,
+    eval_data: dict[str, Dataset],
+    model: str,
+) -> dict[str, Any]:
+    """What must be the same when a run goes on from a checkpoint."""
+    schedule = name_schedule(args, warmup_steps, max_steps)
+    flags = {name: getattr(args, name) for name in ("seed", "weight_decay", "max_grad_norm", "no_group_by_length")}
+    data = {"data": fingerprint(train_data), "validation_data": " ".join(map(fingerprint, eval_data.values()))}
+    return flags | {"global_batch_size": global_batch, "schedule": schedule} | data | {"model": model}
+
+
+def name_schedule(args: argparse.Namespace, warmup_steps: int, max_steps: int) -> str:
+    """All that decides the learning rate at a step; a constant one may go on for longer than was planned."""
+    warmup = "" if args.lr_scheduler_type == "constant" else f", {warmup_steps} warm-up steps"
+    end = "" if args.lr_scheduler_type.startswith("constant") else f" of {max_steps}"
+    return f"{args.lr_scheduler_type} from {args.learning_rate:g}{warmup}{end}"
+
+
+def open_run(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    settings: dict[str, Any],
+    steps_per_epoch: int,
+    table: str,
+) -> Run:
+    """Make or clear --output_dir, start the trackers, and go to where --resume_from_checkpoint left off."""
+    progress, repository = Progress(settings=settings), None
+    if args.output_dir:
+        if args.push_to_hub:
+            made = all_or_none(accelerator, lambda: make_repository(args) if accelerator.is_main_process else None)
+            repository = broadcast_object_list([made])[0]
+        checkpoint = choose_checkpoint(args, accelerator) if args.resume_from_checkpoint else None
+        if checkpoint:
+            progress = resume(args, accelerator, checkpoint, settings)
+        open_folder(args, accelerator, model, checkpoint)
+        if args.with_tracking:
+            start_trackers(accelerator, args, progress, resumed=bool(checkpoint))
+    begun = time.perf_counter() - progress.seconds
+    return Run(args, accelerator, progress, StopSignal(accelerator), steps_per_epoch, table, repository, begun)
+
+
+def open_folder(
+    args: argparse.Namespace, accelerator: Accelerator, model: torch.nn.Module, checkpoint: Path | None
+) -> None:
+    """Make --output_dir, and have in it what belongs to this run and nothing of another."""
+    folder = Path(args.output_dir)
+    together(accelerator, lambda: folder.mkdir(parents=True, exist_ok=True), folder)
+    if not accelerator.is_main_process:
+        return
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    needed, free = weights * (4 if args.checkpointing_steps else 1), shutil.disk_usage(folder).free
+    if free < needed:
+        stop(f"--output_dir {folder}: this run needs {needed / 1e6:,.1f} MB there, {free / 1e6:,.1f} MB are free")
+    clear_aside(folder)
+    if checkpoint:
+        shutil.copy(checkpoint / "log.jsonl", folder / "log.jsonl")  # forget what came after the checkpoint
+        if (checkpoint / BEST).exists():
+            shutil.copy(checkpoint / BEST, folder / BEST)
+    elif (folder / "log.jsonl").exists():  # of the run that this one replaces
+        clear(folder)
+
+
+def choose_checkpoint(args: argparse.Namespace, accelerator: Accelerator) -> Path | None:
+    """The checkpoint that all processes go on from; None where `latest` finds none."""
+    found = all_or_none(accelerator, lambda: find_checkpoint(args) if accelerator.is_main_process else None)
+    checkpoint = broadcast_object_list([found and str(found)])[0]  # as text: XLA sends nothing else
+    none = f"{args.output_dir} has no checkpoint yet: this is a first start"
+    say(f"going on from {checkpoint}" if checkpoint else none)
+    return Path(checkpoint) if checkpoint else None
+
+
+def find_checkpoint(args: argparse.Namespace) -> Path | None:
+    """The folder that --resume_from_checkpoint names; for `latest` the newest whole one in --output_dir, if any."""
+    if args.resume_from_checkpoint != "latest":
+        if wrong := damage(Path(args.resume_from_checkpoint)):
+            stop(f"--resume_from_checkpoint {args.resume_from_checkpoint} is damaged: {wrong}; give an earlier one")
+        return Path(args.resume_from_checkpoint)
+    found = checkpoints(Path(args.output_dir))
+    for checkpoint in reversed(found):
+        if not (wrong := damage(checkpoint)):
+            return checkpoint
+        say(f"warning: {checkpoint} is damaged: {wrong}; the one before is tried")
+    if found:
+        stop(f"--resume_from_checkpoint latest: every checkpoint in {args.output_dir} is damaged")
+    return None
+
+
+def resume(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path, settings: dict) -> Progress:
+    """Load all that `save_checkpoint` saved, if it is of this run."""
+    progress = Progress(**json.loads((checkpoint / "progress.json").read_text(encoding="utf-8")))
+    for name, value in settings.items():
+        if (was := progress.settings.get(name)) != value:
+            stop(
+                f"--resume_from_checkpoint {checkpoint}: {name} was {was} there and is {value} here; "
+                "take the same, or start a new run in another --output_dir"
+            )
+    if args.load_best_model_at_end and not (checkpoint / BEST).exists():  # the run did not keep it before
+        progress.best = {}
+    accelerator.load_state(checkpoint)
+    accelerator.step = 0  # counts device batches; a checkpoint is always between two global batches
+    if progress.processes != accelerator.num_processes:  # their random numbers cannot go on where they were
+        set_seed(args.seed + progress.step, device_specific=True)
+    return progress
+
+
+def save_checkpoint(run: Run, model: torch.nn.Module, name: str) -> None:
+    """Save all that decides what comes next; it is whole and on the disk before it has its name."""
+    accelerator, progress, folder = run.accelerator, run.progress, Path(run.args.output_dir)
+    read_losses(run)
+    if not weights_are_finite(accelerator, model):
+        stop(f"step {progress.step}: the weights are not finite; try a lower --learning_rate.", code=1)
+    progress.processes = accelerator.num_processes
+    progress.seconds = time.perf_counter() - run.begun
+    aside = folder / f".{name}.partial"
+
+    def write() -> None:
+        accelerator.save_state(aside)
+        if accelerator.is_main_process:
+            (aside / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
+            (folder / "log.jsonl").touch()
+            for file in filter(Path.exists, (folder / "log.jsonl", folder / BEST)):
+                shutil.copy(file, aside / file.name)
+
+    if accelerator.is_main_process:
+        shutil.rmtree(aside, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    together(accelerator, write, aside)
+    together(accelerator, lambda: accelerator.is_main_process and seal(folder, name, run.args.save_total_limit), aside)
+
+
+def weights_are_finite(accelerator: Accelerator, model: torch.nn.Module) -> bool:
+    """Whether no weight on any process is infinite or no number."""
+    shares = [getattr(weight, "ds_tensor", weight).detach() for weight in model.parameters()]  # ZeRO-3's, or whole
+    norm = torch.nn.utils.get_total_norm(shares)
+    return bool(accelerator.reduce(norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite())
+
+
+def leave(run: Run, model: torch.nn.Module) -> NoReturn:
+    """After a signal: save a checkpoint, say how to go on from it, and end with the signal's exit code."""
+    number, name = run.stop_signal(), f"step_{run.progress.step}"
+    said = signal.Signals(number).name
+    if run.args.output_dir and run.progress.step:
+        save_checkpoint(run, model, name)
+        launched = ", under the launcher that you used" * is_launched()
+        say(f"{said}: saved {Path(run.args.output_dir) / name}; to go on{launched}:\n{resume_command()}")
+    else:
+        why = "; nothing is saved without an --output_dir" * (not run.args.output_dir)
+        say(f"{said}: stopped after step {run.progress.step}{why}")
+    for known in run.stop_signal.before:  # the launcher repeats it as soon as one of us has left
+        signal.signal(known, signal.SIG_IGN)
+    end_trackers(run)
+    sys.exit(128 + number)

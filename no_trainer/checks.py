@@ -1,0 +1,116 @@
+"""What can be wrong with flags that are well-formed, each told before the imports that take seconds."""
+
+import argparse
+import glob
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from no_trainer.folder import checkpoints
+from no_trainer.glue import GLUE
+from no_trainer.messages import stop
+
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+NEEDS_FOLDER = (
+    "checkpointing_steps",
+    "save_total_limit",
+    "with_tracking",
+    "resume_from_checkpoint",
+    "do_predict",
+    "load_best_model_at_end",
+    "push_to_hub",
+)
+
+
+def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.Namespace:
+    """The flags with globs and lists of columns resolved, if nothing is wrong with them.
+
+    Raises:
+        SystemExit: 2, after one line that names the flag and what would be right.
+    """
+    args = argparse.Namespace(**vars(args))
+    if not args.model_name_or_path:
+        stop("--model_name_or_path is needed: a hub id such as bert-base-cased or a local folder with a model")
+    if re.match(r"[./~]", args.model_name_or_path) and not Path(args.model_name_or_path).is_dir():
+        stop(f"--model_name_or_path {args.model_name_or_path}: there is no such folder")
+    for flag in ("--train_file", "--validation_file", "--test_file", "--text_column_names"):
+        if sum(word.partition("=")[0] == flag for word in argv) > 1:
+            stop(f"{flag} is given twice; it takes several values, one after the other")
+    files = {flag: names for flag, names in vars(args).items() if flag.endswith("_file") and names}
+    trains = bool(args.num_train_epochs or args.max_train_steps)
+    source = next((f"--{flag}" for flag in ("task_name", "dataset_name") if getattr(args, flag)), None)
+    if source and files:
+        stop(f"{source} and --{next(iter(files))} exclude each other: {source} brings its own data")
+    if not source and "train_file" not in files and (trains or not files):
+        stop(f"what to train on? Give --task_name ({', '.join(GLUE)}), --dataset_name or --train_file")
+    if args.task_name == "ax" and (trains or not args.do_predict):
+        stop("--task_name ax is a test set: give --num_train_epochs 0 --do_predict and a model of mnli")
+    if args.task_name and (args.text_column_names or args.label_column_name != "label"):
+        stop("--text_column_names and --label_column_name are for your own data: GLUE's columns are known")
+    for flag, names in files.items():
+        setattr(args, flag, [file for name in names for file in find_files(flag, name)])
+    if args.do_predict and not (source or args.test_file):
+        stop("--do_predict needs a --test_file")
+    if args.test_file and not args.do_predict:
+        stop("--test_file is for --do_predict, which is not given")
+    if args.text_column_names:
+        args.text_column_names = [name.strip() for name in ",".join(args.text_column_names).split(",")]
+        if not 1 <= len(set(args.text_column_names) - {""}) == len(args.text_column_names) <= 2:
+            stop(f"--text_column_names {','.join(args.text_column_names)}: takes one column, or two as in a,b")
+        if args.label_column_name in args.text_column_names:
+            stop(f"--text_column_names: {args.label_column_name} is the column of the labels")
+    if args.checkpointing_steps not in (None, "epoch") and not re.fullmatch(r"[1-9]\d*", args.checkpointing_steps):
+        stop(f"--checkpointing_steps {args.checkpointing_steps}: takes a number of steps, or epoch")
+    if not args.output_dir and (wanting := [f"--{flag}" for flag in NEEDS_FOLDER if getattr(args, flag)]):
+        stop(f"{wanting[0]} needs an --output_dir")
+    check_hub(args, trains)
+    if args.output_dir:
+        check_output_dir(Path(args.output_dir), args)
+    return args
+
+
+def check_hub(args: argparse.Namespace, trains: bool) -> None:
+    """What is to be pushed, and by whom."""
+    for_hub = ("hub_model_id", "hub_token", "hub_private_repo")
+    if not args.push_to_hub and (idle := [f"--{flag}" for flag in for_hub if getattr(args, flag)]):
+        stop(f"{idle[0]} is for --push_to_hub, which is not given")
+    if args.push_to_hub and not trains:
+        stop("--push_to_hub pushes what was trained; a folder with a model: hf upload you/name FOLDER")
+    if args.hub_token and not re.fullmatch(r"[!-~]+", args.hub_token):
+        stop("--hub_token: a token has no spaces and nothing but ASCII")  # the client would show it in its message
+
+
+def find_files(flag: str, name: str) -> list[str]:
+    """The files that a value of --train_file, --validation_file or --test_file stands for."""
+    found = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) and not os.path.exists(name) else [name]
+    if not found:
+        stop(f"--{flag} {name}: no file has a name like that")
+    for file in found:
+        if os.path.isdir(file):
+            stop(f"--{flag} {file} is a folder; its files are '{Path(file) / '*.csv'}' or the like")
+        if not os.access(file, os.R_OK):
+            stop(f"--{flag} {file}: there is no such file, or it may not be read")
+        if Path(file).suffix.lower() not in SUFFIXES:
+            stop(f"--{flag} {file}: can read {' '.join(SUFFIXES)}, told by the end of the name")
+    return found
+
+
+def check_output_dir(folder: Path, args: argparse.Namespace) -> None:
+    """Whether a run may begin, or go on, in this folder."""
+    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if os.path.exists(path))
+    if not existing.is_dir():
+        stop(f"--output_dir {folder}: {existing} is a file, not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        stop(f"--output_dir {folder}: {existing} cannot be written to")
+    resume, instead = args.resume_from_checkpoint, "replace it with --overwrite_output_dir, or name another folder"
+    if resume and resume != "latest" and not os.path.isfile(Path(resume) / "progress.json"):
+        stop(f"--resume_from_checkpoint {resume}: there is no checkpoint of this script there")
+    if args.overwrite_output_dir:
+        return
+    # `latest` with nothing there yet is a first start: restarts are easy
+    if resume == "latest" and (folder / "all_results.json").exists() and not checkpoints(folder):
+        stop(f"--output_dir {folder} holds a run that has ended and no checkpoint to go on from; {instead}")
+    if not resume and (folder / "log.jsonl").exists():
+        go_on = "continue it with --resume_from_checkpoint latest if it has checkpoints"
+        stop(f"--output_dir {folder} holds an earlier run: {go_on}, {instead}")

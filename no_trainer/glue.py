@@ -1,0 +1,64 @@
+"""The tasks of GLUE, and what is known of any task: its columns, classes and metrics."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+GLUE = {  # task: its text columns in nyu-mll/glue
+    "cola": ["sentence"],
+    "mnli": ["premise", "hypothesis"],
+    "mrpc": ["sentence1", "sentence2"],
+    "qnli": ["question", "sentence"],
+    "qqp": ["question1", "question2"],
+    "rte": ["sentence1", "sentence2"],
+    "sst2": ["sentence"],
+    "stsb": ["sentence1", "sentence2"],
+    "wnli": ["sentence1", "sentence2"],
+}
+TEST_FILES = {  # task, or a part of one: its file for GLUE's server
+    "cola": "CoLA",
+    "mnli": "MNLI-m",
+    "mnli_mm": "MNLI-mm",
+    "mrpc": "MRPC",
+    "qnli": "QNLI",
+    "qqp": "QQP",
+    "rte": "RTE",
+    "sst2": "SST-2",
+    "stsb": "STS-B",
+    "wnli": "WNLI",
+    "ax": "AX",
+}
+IN_WORDS = ("mnli", "mnli_mm", "qnli", "rte", "ax")  # where the server wants the labels in words
+METRICS = {  # what each task, or kind of own data, is scored with; the tasks not named here by accuracy
+    "cola": ["matthews_correlation"],
+    "mrpc": ["accuracy", "f1"],
+    "qqp": ["accuracy", "f1"],
+    "stsb": ["pearson", "spearmanr"],
+    "two classes": ["accuracy", "macro_f1", "f1"],
+    "classes": ["accuracy", "macro_f1"],
+    "regression": ["mse", "pearson", "spearmanr"],
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned, from which columns, what the answers are called, and what they are scored with."""
+
+    metrics: list[str]
+    text_columns: list[str]
+    values: list[Any] | None  # of column `label`, by class id; None: regression
+    labels: list[str] | None  # the same classes' names, by class id
+    words: list[str] | None = None  # and these as the data spells them
+    mean: float = 0.0  # of the training labels, in regression
+    max_length: int = 128  # at which texts are cut, in tokens
+    best_metric: str = "loss"  # that tells the best model, without `eval_`
+    baseline: dict[str, float] = field(default_factory=dict)  # `baseline_<metric>`, what no model is needed for
+
+
+def is_test(split: str) -> bool:
+    """Whether a split is one whose labels nobody reads."""
+    return split.startswith("test") or split == "ax"
+
+
+def suffix(split: str) -> str:
+    """What follows the name of a metric on this split."""
+    return "_mm" if split == "validation_mismatched" else ""

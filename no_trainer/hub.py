@@ -1,0 +1,53 @@
+"""Sharing a model on the Hugging Face Hub."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+import huggingface_hub
+
+from no_trainer.folder import BEST
+from no_trainer.launch import say
+from no_trainer.messages import stop
+from no_trainer.run import Run
+
+SHARED = ["*.safetensors", "*.json", "*.jsonl", "vocab.txt", "merges.txt", "*.model", "README.md", "*.png"]  # uploaded
+NOT_SHARED = ["*/*", ".*", BEST]  # checkpoints, predictions, trackers' logs
+HUB_TIMEOUT = 120.0  # seconds without a byte; by itself the client would wait for ever
+
+
+def make_repository(args: argparse.Namespace) -> str:
+    """The repository to upload to; made before training, so that a wrong token or name shows at once."""
+    huggingface_hub.utils.disable_progress_bars()
+    huggingface_hub.get_session().timeout = HUB_TIMEOUT
+    name = args.hub_model_id or Path(args.output_dir).absolute().name
+    private = args.hub_private_repo or None  # None: as the account has it
+    try:
+        return huggingface_hub.create_repo(name, token=args.hub_token, private=private, exist_ok=True).repo_id
+    except (huggingface_hub.errors.HTTPError, OSError, ValueError) as error:
+        stop(f"--push_to_hub: {name} could not be made: {error}")
+
+
+def upload(run: Run, message: str) -> None:
+    """Begin to upload what is in the folder, which must not change before `finish_upload`."""
+    begun = huggingface_hub.upload_folder(
+        repo_id=run.repository,
+        folder_path=run.args.output_dir,
+        token=run.args.hub_token,
+        allow_patterns=SHARED,
+        ignore_patterns=[*NOT_SHARED],
+        commit_message=message,
+        run_as_future=True,
+    )
+    run.uploads.append(begun)
+
+
+def finish_upload(run: Run) -> None:
+    """Wait for an upload that is under way; the run does not depend on whether it succeeds."""
+    name, folder = run.repository, run.args.output_dir
+    while run.uploads:
+        if (error := run.uploads.pop().exception()) is not None:
+            patterns = [("--include", shared) for shared in SHARED] + [("--exclude", kept) for kept in NOT_SHARED]
+            again = shlex.join(["hf", "upload", name, folder, ".", *sum(patterns, ())])
+            why = str(error.__cause__ or error).partition("\n")[0]
+            say(f"warning: the upload to {name} failed: {why}\nthe model is in {folder}; to upload it: {again}")

@@ -1,0 +1,62 @@
+"""What the user is told: errors of one line, and commands that can be pasted into a shell."""
+
+import difflib
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+LAUNCHERS = {  # where a launcher says how many processes it has started: where it says which of them this one is
+    "WORLD_SIZE": "RANK",
+    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
+    "PMI_SIZE": "PMI_RANK",
+    "MV2_COMM_WORLD_SIZE": "MV2_COMM_WORLD_RANK",
+    "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",  # srun's; SLURM_NTASKS is also there in a script that sbatch started once
+}
+
+
+def stop(message: str, code: int = 2) -> NoReturn:
+    """End the run with a line on what the user can mend (2) or what befell it (1). One process of a machine speaks."""
+    first = next((os.environ[rank] for rank in LAUNCHERS.values() if rank in os.environ), "0") == "0"
+    if not first:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(5)  # the launcher ends all processes as soon as one has left: let the first finish its sentence
+    if first or os.environ.get("LOCAL_RANK") == "0":  # the first of another machine, which may lack what that one has
+        message = re.sub(r"\s*\n\s*", " ", message) + " Earlier checkpoints are as they were." * (code == 1)
+        write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print  # above a progress bar
+        write(f"run_glue_no_trainer.py: error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """What to say of a name that nobody knows: the nearest one that there is."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def without_token(words: list[str]) -> list[str]:
+    """A command line with TOKEN in the place of --hub_token's value."""
+    words = [re.sub(r"^(--hub_token=).*", r"\1TOKEN", word) for word in words]
+    return ["TOKEN" if before == "--hub_token" else word for before, word in zip(["", *words], words, strict=False)]
+
+
+def is_launched() -> bool:
+    """Whether `accelerate launch`, torchrun or the like has started this process."""
+    return any(name in os.environ for name in ("ACCELERATE_MIXED_PRECISION", *LAUNCHERS))
+
+
+def own_command() -> str:
+    """The command line of this process, without secrets; what its launcher was told, if it has one, nobody asks."""
+    flags = sys.argv[1:]
+    typed = sys.orig_argv if sys.orig_argv[len(sys.orig_argv) - len(flags) :] == flags else ["python", *sys.argv]
+    return re.sub(r"(--hub_token[ =])TOKEN", r"\1$HF_TOKEN", shlex.join(without_token(typed)))
+
+
+def resume_command() -> str:
+    """The command line that goes on from the latest checkpoint of this run."""
+    gone = r" --(resume_from_checkpoint[ =]('[^']*'|\S+)|overwrite_output_dir([ =](true|false))?)"
+    return re.sub(gone, "", own_command(), flags=re.IGNORECASE) + " --resume_from_checkpoint latest"

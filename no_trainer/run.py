@@ -1,0 +1,181 @@
+"""The folder of a run and where the run is: its progress, its log, and the signals that end it."""
+
+import argparse
+import ctypes
+import json
+import math
+import os
+import signal
+import sys
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from no_trainer.glue import Task
+from no_trainer.launch import say
+from no_trainer.messages import stop
+
+
+@dataclass
+class Progress:
+    """Where the run is; saved with every checkpoint."""
+
+    step: int = 0  # optimizer steps taken
+    epoch: int = 0  # epochs completed, with their evaluation
+    batch: int = 0  # global batches of the current epoch that are done, steps skipped by the fp16 scaler included
+    recent: list[list[float]] = field(default_factory=list)  # since the last line of the log: rate, mean loss, norm
+    loss_total: float = 0.0  # of all global batches up to the last line of the log
+    loss_count: int = 0
+    processes: int = 1
+    seconds: float = 0.0  # of training and evaluation
+    results: dict[str, Any] = field(default_factory=dict)  # of the last evaluation
+    best: dict[str, Any] = field(default_factory=dict)  # of the best one
+    waited: int = 0  # evaluations since
+    settings: dict[str, Any] = field(default_factory=dict)  # what a resumed run must not change
+    run: str = field(default_factory=lambda: os.urandom(4).hex())  # its name for trackers, which a resumed run keeps
+
+
+@dataclass
+class Run:
+    """The folder of a run, and where the run is."""
+
+    args: argparse.Namespace
+    accelerator: Accelerator
+    progress: Progress
+    stop_signal: "StopSignal"
+    steps_per_epoch: int
+    table: str  # of the data
+    repository: str | None = None  # on the hub
+    begun: float = field(default_factory=time.perf_counter)  # on this process's clock, as if it had made no pause
+    mark: tuple[int, float] = (0, 0.0)  # the step and the time that speed is counted from
+    unread: list[tuple] = field(default_factory=list)  # steps still on the device: learning rate, loss, gradient norm
+    uploads: list[Future] = field(default_factory=list)
+
+    def start_clock(self) -> None:
+        """Count the speed from here on."""
+        self.mark = (self.progress.step, time.perf_counter())
+
+    def position(self) -> dict[str, float]:
+        return {"step": self.progress.step, "epoch": self.progress.epoch + self.progress.batch / self.steps_per_epoch}
+
+
+def plan_schedule(args: argparse.Namespace, max_steps: int) -> tuple[int, int]:
+    """The steps of warm-up and of the whole schedule, for transformers' `get_scheduler`."""
+    warmup = args.num_warmup_steps
+    if warmup is None:  # at least one step is to learn something
+        warmup = max(0, min(math.ceil(args.warmup_ratio * max_steps), max_steps - 1))
+    return warmup, max(max_steps, warmup + 1)  # a polynomial divides by the steps after the warm-up
+
+
+def read_losses(run: Run) -> None:
+    """Bring the losses of the latest steps from the device: the one place where the loop waits for it.
+
+    Raises:
+        SystemExit: 1, where a loss or a gradient is not finite.
+    """
+    if not run.unread:
+        return
+    progress = run.progress
+    rates, losses, norms = zip(*run.unread, strict=True)
+    losses = run.accelerator.reduce(torch.stack(losses), "mean").tolist()
+    norms = torch.stack([torch.as_tensor(norm) for norm in norms]).tolist()
+    for index, (rate, loss, norm) in enumerate(zip(rates, losses, norms, strict=True)):
+        scaled = run.accelerator.scaler is not None  # in fp16 infinite gradients are the scaler's to deal with
+        if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):
+            before = f"; the step before had loss {progress.recent[-1][1]:.4g}" if progress.recent else ""
+            stop(
+                f"step {progress.step - len(losses) + index + 1}: the loss is {loss:.4g} and the gradient norm "
+                f"{norm:.4g}, at learning rate {rate:.4g}{before}. The usual causes: a --learning_rate too high for "
+                "this model (try a tenth), too short a warm-up (--warmup_ratio 0.2), fp16 (try --mixed_precision "
+                "bf16), or weights that were broken before.",
+                code=1,
+            )
+        progress.recent.append([rate, loss, norm])
+    run.unread.clear()
+
+
+def log_losses(run: Run, bar: tqdm) -> None:
+    """Log the mean loss since the last line, and show it: beside the bar or, in a log file, on a line."""
+    read_losses(run)
+    progress = run.progress
+    rates, losses, norms = zip(*progress.recent, strict=True)
+    progress.loss_total, progress.loss_count = progress.loss_total + sum(losses), progress.loss_count + len(losses)
+    progress.recent = []
+    line = {"loss": sum(losses) / len(losses), "learning_rate": rates[-1], "grad_norm": norms[-1]}
+
+    (step, begun), run.mark = run.mark, (progress.step, time.perf_counter())
+    speed = (progress.step - step) * progress.settings["global_batch_size"] / (run.mark[1] - begun)
+    loss, rate = f"{line['loss']:.4f}", f"{line['learning_rate']:.2e}"
+    bar.set_postfix(loss=loss, lr=rate)  # of a bar that is not shown, nothing
+    if bar.disable:
+        say(f"step {progress.step} of {bar.total}: loss {loss}, learning rate {rate}, {speed:.0f} rows a second")
+    log(run, run.position() | line, speed)
+
+
+def log(run: Run, line: dict[str, Any], speed: float | None = None) -> None:
+    """One line for log.jsonl and the trackers; of the speed, which no two runs share, only the trackers are told."""
+    line = numbers_in(line)
+    if run.args.output_dir and run.accelerator.is_main_process:
+        file = Path(run.args.output_dir) / "log.jsonl"
+        try:
+            with open(file, "a", encoding="utf-8") as lines:
+                lines.write(json.dumps(line) + "\n")
+        except OSError as error:
+            stop(f"{file} could not be written: {error}.", code=1)
+    if run.args.with_tracking:
+        extra = {"samples_per_second": speed} if speed else {}
+        run.accelerator.log({name: value for name, value in line.items() if name != "step"} | extra, step=line["step"])
+
+
+def numbers_in(results: dict[str, Any]) -> dict[str, float]:
+    """Those of the results that can be drawn; the others stand in all_results.json alone."""
+    return {name: value for name, value in results.items() if isinstance(value, (int, float))}
+
+
+def out_of_patience(run: Run, task: Task) -> bool:
+    """Whether --early_stopping_patience is over; if so, it says so."""
+    over = run.progress.waited >= (run.args.early_stopping_patience or math.inf)
+    if over:
+        say(f"early stopping: {task.best_metric} was not better in {run.progress.waited} evaluations")
+    return over
+
+
+class StopSignal:
+    """SIGTERM and SIGINT, noted when they come, so that the step in hand is finished; a second SIGINT ends at once."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.received, self.since = 0, 0.0
+        several = accelerator.num_processes > 1 and torch.distributed.is_initialized()
+        self.group = torch.distributed.new_group(backend="gloo") if several else None
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+            # `accelerate launch` of one process hands no signal on: let its end be one (PR_SET_PDEATHSIG)
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+    def note(self, number: int, _frame: Any) -> None:
+        # torchrun hands on the SIGINT that a terminal has sent to all of us: within a second it is the same one
+        again = time.monotonic() - self.since > ("LOCAL_RANK" in os.environ)
+        if self.received == number == signal.SIGINT and again:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.received, self.since = number, time.monotonic()
+
+    def __call__(self) -> int:
+        """The signal that any process has got, or 0. The hosts tell each other: no device is waited for."""
+        if self.group is None:
+            return self.received
+        number = torch.tensor(self.received)
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, self.group)
+        return int(number)
+
+    def restore(self) -> None:
+        """From here on a signal ends the process at once."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.received = 0
