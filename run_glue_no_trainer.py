@@ -5,7 +5,7 @@
 # requires-python = ">=3.10"
 # dependencies = [
 #   "torch>=2.11,<2.14",
-#   "transformers>=5.20,<6",
+#   "transformers>=5.17,<6",
 #   "datasets>=5.0,<6",
 #   "evaluate>=0.4.6,<0.5",
 #   "accelerate>=1.15,<2",
@@ -41,7 +41,8 @@ from dataclasses import replace
 from typing import Any
 
 if not importlib.util.find_spec("no_trainer"):
-    sys.exit("run_glue_no_trainer.py: error: needs the folder no_trainer beside it, or `pip install` of its project")
+    print("run_glue_no_trainer.py: error: needs the folder no_trainer/ of its project beside it", file=sys.stderr)
+    sys.exit(2)
 
 from no_trainer.arguments import AMOUNT, COUNT, POSITIVE, SWITCH, Parser, before_imports, number, read_arguments
 
@@ -95,14 +96,13 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from no_trainer.batches import GlobalBatchSampler, describe, make_collate, make_eval_loaders, make_loader, tokenize
 from no_trainer.checkpoints import fixed_settings, leave, open_run, save_checkpoint
-from no_trainer.cpu import tune_cpu
 from no_trainer.evaluation import agree, compute_metrics, predict, scores, with_baseline
 from no_trainer.glue import Task, is_test, suffix
 from no_trainer.labels import in_models_order, numbers
-from no_trainer.launch import hardware, one_first, progress_bar, say, start_accelerator
+from no_trainer.launch import hardware, one_first, progress_bar, say, start_accelerator, tune_cpu
 from no_trainer.models import fit_length, from_pretrained, load_tokenizer, load_weights, name_model
 from no_trainer.results import finish, load_best, note_best, share_model, write_predictions
-from no_trainer.run import Run, log, log_losses, out_of_patience, plan_schedule, read_losses
+from no_trainer.run import Run, log, log_losses, out_of_patience, plan_schedule, read_losses, restoring_signals
 from no_trainer.tasks import load_data
 
 # --- Encoding: what the model sees of a row.
@@ -169,6 +169,7 @@ def parameter_groups(model: Model, weight_decay: float) -> list[dict[str, Any]]:
 # --- The training.
 
 
+@restoring_signals
 def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     """Fine-tune, evaluate and save; returns what is written to all_results.json."""
     args = args or parse_args(sys.argv[1:])  # `accelerate launch` on a TPU calls `main()` in every process
@@ -275,7 +276,6 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     bar.close()
     if progress.results.get("step") != progress.step:  # --num_train_epochs 0, or a resume with nothing left to do
         progress.results = evaluate_model(run, final_model, task, eval_loaders) | run.position()
-    run.stop_signal.restore()
     if args.load_best_model_at_end and progress.best:
         load_best(run, final_model, task)
     results = share_model(run, final_model, tokenizer, task, "End of training", last=True)

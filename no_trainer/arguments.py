@@ -1,6 +1,7 @@
 """The flags that the training does not read, and how all flags are read: from the command line and from --config."""
 
 import argparse
+import contextlib
 import gc
 import math
 import os
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 
 from no_trainer.checks import check_arguments
 from no_trainer.glue import GLUE
-from no_trainer.messages import stop, suggestion
+from no_trainer.messages import EARLIER, stop, suggestion
 
 MEANT = {  # flags that other scripts have: what they are here
     "lr": "--learning_rate",
@@ -162,8 +163,10 @@ def read_arguments(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
 
 def before_imports(parse: Callable[[Sequence[str]], argparse.Namespace]) -> argparse.Namespace:
     """The flags of this process, read before it imports what takes seconds."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the loop begins, Ctrl-C just ends, without a traceback
-    if sys.stdout:  # where it is a file on Windows it has not every character
+    with contextlib.suppress(ValueError):  # outside the main thread
+        # until the loop begins, Ctrl-C just ends, without a traceback
+        EARLIER[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(sys.stdout, "reconfigure"):  # where it is a file on Windows it has not every character
         sys.stdout.reconfigure(errors="backslashreplace")
     args = parse(sys.argv[1:])
     # or torch's C++ warns in each process of what is meant to be so (find_unused_parameters), and of nothing of use

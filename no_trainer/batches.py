@@ -1,7 +1,9 @@
 """From rows to batches: tokens with their lengths, the order of an epoch, padding, and the table of what is there."""
 
+import atexit
 import math
 import os
+import signal
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -167,13 +169,28 @@ def make_loader(accelerator: Accelerator, data: Dataset, collate: Callable, work
         data.remove_columns("length"),
         collate_fn=collate,
         num_workers=workers,
+        worker_init_fn=ignore_signals,
         pin_memory=accelerator.device.type == "cuda",
         generator=torch.Generator(),  # or each iteration takes a number from the stream that dropout draws on
         **how,
     )
     loader = accelerator.prepare(loader)
+    if workers:
+        atexit.register(end_workers)
     accelerator._dataloaders.clear()  # Progress knows where they are; on XLA Accelerate fails to save their state
     return loader
+
+
+def ignore_signals(_worker: int) -> None:
+    """Leave signals to the process that the worker loads for, and that ends it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def end_workers() -> None:
+    """End the workers that are left; Python would send them the signal that they ignore, and wait."""
+    for worker in torch.multiprocessing.active_children():
+        worker.kill()
 
 
 def make_eval_loaders(

@@ -21,8 +21,7 @@ from no_trainer.folder import BEST, checkpoints, clear, clear_aside, damage, sea
 from no_trainer.hub import make_repository
 from no_trainer.launch import all_or_none, say, together
 from no_trainer.messages import is_launched, resume_command, stop
-from no_trainer.run import Progress, Run, StopSignal, read_losses
-from no_trainer.trackers import end_trackers, start_trackers
+from no_trainer.run import Progress, Run, StopSignal, end_trackers, read_losses, start_trackers
 
 
 def fixed_settings(
@@ -179,7 +178,7 @@ def leave(run: Run, model: torch.nn.Module) -> NoReturn:
     else:
         why = "; nothing is saved without an --output_dir" * (not run.args.output_dir)
         say(f"{said}: stopped after step {run.progress.step}{why}")
-    for known in run.stop_signal.before:  # the launcher repeats it as soon as one of us has left
-        signal.signal(known, signal.SIG_IGN)
+    if is_launched():
+        run.stop_signal.ignore()  # which the launcher repeats as soon as one of us has left
     end_trackers(run)
     sys.exit(128 + number)

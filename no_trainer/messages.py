@@ -1,5 +1,6 @@
 """What the user is told: errors of one line, and commands that can be pasted into a shell."""
 
+import contextlib
 import difflib
 import os
 import re
@@ -8,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 LAUNCHERS = {  # where a launcher says how many processes it has started: where it says which of them this one is
     "WORLD_SIZE": "RANK",
@@ -17,13 +18,15 @@ LAUNCHERS = {  # where a launcher says how many processes it has started: where 
     "MV2_COMM_WORLD_SIZE": "MV2_COMM_WORLD_RANK",
     "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",  # srun's; SLURM_NTASKS is also there in a script that sbatch started once
 }
+EARLIER: dict[int, Any] = {}  # handlers of signals that `before_imports` has exchanged
 
 
 def stop(message: str, code: int = 2) -> NoReturn:
     """End the run with a line on what the user can mend (2) or what befell it (1). One process of a machine speaks."""
     first = next((os.environ[rank] for rank in LAUNCHERS.values() if rank in os.environ), "0") == "0"
     if not first:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with contextlib.suppress(ValueError):  # outside the main thread
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(5)  # the launcher ends all processes as soon as one has left: let the first finish its sentence
     if first or os.environ.get("LOCAL_RANK") == "0":  # the first of another machine, which may lack what that one has
         message = re.sub(r"\s*\n\s*", " ", message) + " Earlier checkpoints are as they were." * (code == 1)

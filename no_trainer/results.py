@@ -26,8 +26,7 @@ from no_trainer.hub import finish_upload, upload
 from no_trainer.launch import say, together
 from no_trainer.messages import stop
 from no_trainer.models import save_model
-from no_trainer.run import Run, numbers_in
-from no_trainer.trackers import end_trackers
+from no_trainer.run import Run, end_trackers, numbers_in
 
 
 def note_best(run: Run, model: torch.nn.Module, task: Task) -> None:

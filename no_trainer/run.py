@@ -2,12 +2,15 @@
 
 import argparse
 import ctypes
+import functools
 import json
 import math
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +22,9 @@ from tqdm.auto import tqdm
 
 from no_trainer.glue import Task
 from no_trainer.launch import say
-from no_trainer.messages import stop
+from no_trainer.messages import EARLIER, stop, without_token
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # that end a run, with a checkpoint
 
 
 @dataclass
@@ -133,6 +138,36 @@ def log(run: Run, line: dict[str, Any], speed: float | None = None) -> None:
         run.accelerator.log({name: value for name, value in line.items() if name != "step"} | extra, step=line["step"])
 
 
+def start_trackers(accelerator: Accelerator, args: argparse.Namespace, progress: Progress, resumed: bool) -> None:
+    """Open the trackers with the flags, but for secrets; after a resume they go on with the curves that they have."""
+    folder = Path(args.output_dir) / "glue_no_trainer"
+    same = {"name": f"{Path(args.output_dir).name}-{progress.run}", "resume": "allow"}
+    options = {"wandb": same | {"id": progress.run, "dir": str(folder)}, "trackio": same}
+    if resumed:  # forget what came after the checkpoint
+        options["tensorboard"] = {"purge_step": progress.step}
+    shown = {flag: v for flag, v in vars(args).items() if isinstance(v, (str, int, float)) and "token" not in flag}
+    if accelerator.is_main_process:
+        folder.mkdir(exist_ok=True)
+    own, sys.argv = sys.argv, without_token(sys.argv)  # Weights & Biases writes it down
+    try:
+        accelerator.init_trackers("glue_no_trainer", None if resumed else shown, options)
+    except Exception as error:  # each tracker has its own
+        why = f"{type(error).__name__}: {error}; another tracker: --report_to tensorboard"
+        stop(f"--report_to {args.report_to}: {why}")
+    finally:
+        sys.argv = own
+    if resumed and "tensorboard" in map(str, accelerator.log_with):  # the lines of the checkpoint's own step went too
+        lines = (Path(args.output_dir) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in filter(lambda line: line["step"] == progress.step, map(json.loads, lines)):
+            accelerator.get_tracker("tensorboard").log(line, step=line.pop("step"))
+
+
+def end_trackers(run: Run) -> None:
+    """Write down what the trackers still hold. The processes stay connected: another run may follow in them."""
+    for tracker in run.accelerator.trackers:
+        tracker.finish()
+
+
 def numbers_in(results: dict[str, Any]) -> dict[str, float]:
     """Those of the results that can be drawn; the others stand in all_results.json alone."""
     return {name: value for name, value in results.items() if isinstance(value, (int, float))}
@@ -153,7 +188,7 @@ class StopSignal:
         self.received, self.since = 0, 0.0
         several = accelerator.num_processes > 1 and torch.distributed.is_initialized()
         self.group = torch.distributed.new_group(backend="gloo") if several else None
-        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.install(self.note)
         if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
             # `accelerate launch` of one process hands no signal on: let its end be one (PR_SET_PDEATHSIG)
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -174,8 +209,30 @@ class StopSignal:
         torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, self.group)
         return int(number)
 
-    def restore(self) -> None:
-        """From here on a signal ends the process at once."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        self.received = 0
+    def install(self, handler: Any) -> None:
+        """Set the handler of both signals; outside the main thread, which alone gets them, there is none."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, handler)
+
+    def ignore(self) -> None:
+        """From here on nothing happens at a signal."""
+        self.install(signal.SIG_IGN)
+
+
+def restoring_signals(main: Callable[..., Any]) -> Callable[..., Any]:
+    """A `main` after which, in whichever way it is left, the handlers of signals are those of before."""
+
+    @functools.wraps(main)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        before = {number: signal.getsignal(number) for number in SIGNALS} | EARLIER
+        EARLIER.clear()
+        try:
+            return main(*args, **options)
+        finally:
+            in_main_thread = threading.current_thread() is threading.main_thread()
+            for number, handler in before.items():
+                if in_main_thread and signal.getsignal(number) != signal.SIG_IGN:  # of a process that is about to end
+                    signal.signal(number, handler)
+
+    return wrapped

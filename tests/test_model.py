@@ -16,8 +16,8 @@ from conftest import ROOT, fresh_accelerate, write_csv
 from transformers import AutoConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 import run_glue_no_trainer as script
-from no_trainer.cpu import dropout
 from no_trainer.glue import Task
+from no_trainer.launch import dropout
 from no_trainer.tasks import load_data
 
 
@@ -201,7 +201,7 @@ def test_a_models_dropout_on_the_cpu_is_the_fast_one(
 ) -> None:
     seen = []
     monkeypatch.setattr(torch.nn.functional, "dropout", torch.nn.functional.dropout)  # put back at the end
-    monkeypatch.setattr("no_trainer.cpu.dropout", lambda x, *args, **options: seen.append(x.shape) or x)
+    monkeypatch.setattr("no_trainer.launch.dropout", lambda x, *args, **options: seen.append(x.shape) or x)
     run(*own_files, "--max_train_steps", 1)
     assert any(len(shape) == 4 for shape in seen)  # attention
     assert any(len(shape) == 3 for shape in seen)  # hidden states
@@ -228,7 +228,7 @@ def test_memory_that_a_step_frees_is_there_for_the_next_one() -> None:
     """Tensors of 1 to 47 MB, as in a step: their pages are asked for in the first few of them only."""
     code = """
 import resource, torch
-from no_trainer.cpu import tune_cpu
+from no_trainer.launch import tune_cpu
 tune_cpu()
 for _ in range(20):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -243,7 +243,7 @@ for _ in range(20):
 
 def on_this_cpu(code: str, **environment: str) -> str:
     """What `code` prints in a process of its own after `tune_cpu`."""
-    code = f"import os, torch\nfrom no_trainer.cpu import tune_cpu\ntune_cpu()\n{code}"
+    code = f"import os, torch\nfrom no_trainer.launch import tune_cpu\ntune_cpu()\n{code}"
     environment = os.environ | environment
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
