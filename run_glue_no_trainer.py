@@ -9,18 +9,18 @@
 #   "datasets>=5.0,<6",
 #   "evaluate>=0.4.6,<0.5",
 #   "accelerate>=1.15,<2",
-#   "safetensors>=0.6",
+#   "safetensors>=0.8",
 #   "numpy>=2.0",
 #   "scikit-learn>=1.7",
 #   "scipy>=1.15",
 #   "tqdm>=4.67",
-#   "pyarrow>=18",
-#   "xxhash>=3.0",
+#   "pyarrow>=21",
+#   "xxhash>=3.2",
 #   "pyyaml>=6.0",
 #   "huggingface_hub>=1.5,<3",
 #   "jinja2>=3.1",
 #   "sentencepiece>=0.2",
-#   "protobuf>=5",
+#   "protobuf>=5.26",
 # ]
 # ///
 """Fine-tune a sequence-classification model on a GLUE task or on your own files: the loop in plain sight.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import xxhash
 from accelerate import PartialState
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
@@ -32,7 +33,7 @@ def from_pretrained(kind: Any, args: argparse.Namespace, **options: Any) -> Any:
             f"--model_name_or_path {name} has a head of another size than the {options['config'].num_labels} labels "
             "of the data; --ignore_mismatched_sizes starts a new head"
         )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError) as error:
         if any(Path(name).glob("pytorch_model*.bin")):
             convert = f"AutoModelForSequenceClassification.from_pretrained('{name}').save_pretrained('{name}-safe')"
             stop(
