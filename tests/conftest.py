@@ -10,6 +10,7 @@ import string
 import subprocess
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,12 +30,14 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 import run_glue_no_trainer as script
 from no_trainer import glue
 from no_trainer.batches import GlobalBatchSampler, tokenize
+from no_trainer.glue import Task
 from no_trainer.labels import numbers
 from no_trainer.tasks import load_data
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 GLUE = Path(os.environ.get("GLUE_FOLDER", ROOT.parent / "shared" / "glue"))
+TRAIN = ["--learning_rate", 3e-3, "--num_train_epochs", 6]  # of a run that learns what `sentences` makes
 torch.set_num_threads(1)
 
 
@@ -163,6 +166,22 @@ def run(tiny_model: Path) -> Callable[..., dict]:
     return go
 
 
+@pytest.fixture
+def trained(run: Callable, own_files: list, tmp_path: Path) -> Path:
+    """A run of --train_file and --validation_file that has learned them."""
+    run(*own_files, *TRAIN, "--output_dir", tmp_path / "trained")
+    return tmp_path / "trained"
+
+
+@pytest.fixture
+def three_checkpoints(run: Callable, own_files: list, tmp_path: Path) -> list:
+    """Flags of a run of 6 steps that left step_2, step_4 and step_6 in tmp_path / "out"."""
+    flags = [*own_files, "--max_train_steps", 6, "--learning_rate", 1e-3, "--logging_steps", 1]
+    flags += ["--checkpointing_steps", 2, "--output_dir", tmp_path / "out"]
+    run(*flags)
+    return flags
+
+
 def prepared(*flags: object) -> tuple[torch.nn.Module, Tokenizer, Dataset, GlobalBatchSampler]:
     """The model as a run with these flags starts with it, its tokenizer, the tokenized rows, and their order."""
     args = script.parse_args([str(flag) for flag in flags])
@@ -177,6 +196,21 @@ def prepared(*flags: object) -> tuple[torch.nn.Module, Tokenizer, Dataset, Globa
 def rows_of(data: Dataset, rows: list[int]) -> dict[str, list]:
     """What the model's inputs are made of."""
     return data.remove_columns("length")[rows]
+
+
+def load(train: Path, valid: Path | None = None, **changes: object) -> tuple[dict[str, Dataset], Task]:
+    """The splits and the task of these files, read with the flags that are `changes`."""
+    flags = ["--model_name_or_path", "m", "--train_file", str(train), "--validation_file", str(valid or train)]
+    args = script.parse_args(flags)
+    return load_data(Namespace(**(vars(args) | changes)))
+
+
+def refused(capsys: pytest.CaptureFixture, train: Path, valid: Path | None = None) -> str:
+    """What is said of files that `load` refuses."""
+    with pytest.raises(SystemExit) as exit_:
+        load(train, valid)
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
 
 
 def launch(
@@ -200,3 +234,14 @@ def usage_error(capsys: pytest.CaptureFixture, *flags: object) -> str:
 
 def log_lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> bytes:
+    """The bytes of the weights that a run has left."""
+    return (folder / "model.safetensors").read_bytes()
+
+
+def table(file: Path, delimiter: str = ",") -> list[dict]:
+    """The rows of a .csv or .tsv file by the names in its header."""
+    with open(file, newline="", encoding="utf-8") as rows:
+        return list(csv.DictReader(rows, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL))

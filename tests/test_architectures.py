@@ -111,25 +111,6 @@ def test_empty_texts_of_a_tokenizer_that_adds_no_tokens(run: Callable, tiny_mode
     assert math.isfinite(run(*flags, "--num_train_epochs", 1)["eval_loss"])
 
 
-@pytest.mark.parametrize(("kind", "most"), [("bert", 64), ("roberta", 63), ("gpt2", 64), ("xlnet", 90), ("t5", 90)])
-def test_max_length_is_what_the_model_has_positions_for(
-    run: Callable,
-    own_files: list,
-    tiny_model: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture,
-    kind: str,
-    most: int,
-) -> None:
-    """RoBERTa counts its positions from the padding's on; XLNet and T5 have no last one."""
-    model = make(kind, tiny_model, tmp_path / "model")
-    flags = ["--model_name_or_path", model, "--max_length", 90, "--pad_to_max_length", "--max_train_steps", 1]
-    run(*own_files, *flags)
-    out = capsys.readouterr().out
-    assert f"cut at {most} tokens" in out
-    assert out.count("--max_length 90 is more than the model can read") == (most < 90)
-
-
 def test_a_slow_tokenizer(run: Callable, own_files: list, tiny_model: Path, tmp_path: Path) -> None:
     """One that is written in Python: CANINE's, which reads characters."""
     config = AutoConfig.for_model(

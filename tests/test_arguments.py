@@ -131,12 +131,6 @@ def test_a_mistake_is_answered_in_one_line(capsys: pytest.CaptureFixture, flags:
     assert named in usage_error(capsys, *flags)
 
 
-def test_an_earlier_run_is_not_mixed_with_a_new_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "log.jsonl").touch()
-    assert "--overwrite_output_dir" in usage_error(capsys, *OWN, "--output_dir", tmp_path)
-    assert script.parse_args([*OWN, "--output_dir", str(tmp_path), "--overwrite_output_dir"])
-
-
 @pytest.mark.parametrize("flags", [["--help"], ["--task_name", "mrcp"], MODEL])
 def test_help_and_mistakes_do_not_wait_for_the_imports(flags: list[str]) -> None:
     """`-X importtime` lists every module that a process has imported."""

@@ -1,5 +1,6 @@
 """Metrics, and that every row is counted once and in its place."""
 
+import json
 import math
 import socket
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from conftest import fresh_accelerate, sentences, write_csv
 from datasets import ClassLabel, Dataset, Features, Value
 from scipy import stats
 from torch.utils.data import default_collate
+from transformers import AutoModelForSequenceClassification
 
 from no_trainer.batches import make_eval_loaders
 from no_trainer.evaluation import compute_metrics, predict
@@ -142,3 +144,39 @@ def test_mnli_is_evaluated_on_both_sets_after_every_epoch(
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert len(lines) == 12
     assert all("accuracy_mm" in line for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["names", "other case", "numbers"])
+def test_evaluating_a_trained_model_needs_no_training_data(
+    run: Callable, own_files: list, trained: Path, tmp_path: Path, kind: str
+) -> None:
+    names = {"names": ("negative", "positive"), "other case": ("Negative", "POSITIVE"), "numbers": (0, 1)}[kind]
+    rows = [(text, names[label]) for text, label in sentences(23, seed=1)]
+    valid = write_csv(tmp_path / "v.csv", ["text", "label"], rows)
+    flags = ["--model_name_or_path", trained, "--validation_file", valid, "--num_train_epochs", 0]
+    results = run(*flags, "--output_dir", tmp_path / "out")
+    assert results["eval_accuracy"] == json.loads((trained / "all_results.json").read_text())["eval_accuracy"] == 1.0
+    assert results["baseline_accuracy"] == pytest.approx(13 / 23)
+    assert not (tmp_path / "out" / "model.safetensors").exists()  # it is where it was
+
+
+def test_an_unknown_metric_is_answered_with_those_there_are(
+    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        run(*own_files, "--metric_for_best_model", "bleu", "--output_dir", tmp_path / "out")
+    assert "--metric_for_best_model bleu: there are loss, accuracy, macro_f1, f1" in capsys.readouterr().err
+
+
+def test_an_evaluation_of_broken_weights_is_an_error(
+    run: Callable, own_files: list, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run(*own_files, "--max_train_steps", 1, "--output_dir", tmp_path / "out")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        model.classifier.weight.fill_(torch.nan)
+    model.save_pretrained(tmp_path / "out")
+    with pytest.raises(SystemExit) as exit_:
+        run(*own_files, "--model_name_or_path", tmp_path / "out", "--num_train_epochs", 0)
+    assert exit_.value.code == 1
+    assert "the weights are broken" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import graphlib
 import re
 import subprocess
 import sys
@@ -94,6 +95,30 @@ def test_the_script_needs_what_requirements_name() -> None:
     assert needed - listed == {"deepspeed", "matplotlib"}  # in a run that DeepSpeed started; where it is installed
     # loaded by transformers for some tokenizers, and by huggingface_hub for the card
     assert listed - needed == {"sentencepiece", "protobuf", "jinja2"}
+
+
+def test_every_module_has_a_file_of_tests() -> None:
+    modules = [file.stem for file in (ROOT / "no_trainer").glob("*.py") if file.stem != "__init__"]
+    assert modules
+    assert not [module for module in modules if not (ROOT / "tests" / f"test_{module}.py").exists()]
+
+
+def test_no_module_imports_the_script_and_no_import_comes_back() -> None:
+    """The modules have an order in which each needs those before it alone; imports inside functions count as well."""
+    needs: dict[str, set[str]] = {}
+    for file in (ROOT / "no_trainer").glob("*.py"):
+        imported = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        assert not [name for name in imported if name.split(".")[0] == "run_glue_no_trainer"], file.name
+        needs[file.stem] = {name.split(".")[1] for name in imported if name.startswith("no_trainer.")}
+    needs = {module: names & needs.keys() for module, names in needs.items()}
+    assert needs["results"] >= {"run", "hub"}, "or this shows nothing"
+    order = list(graphlib.TopologicalSorter(needs).static_order())  # a CycleError names the cycle
+    assert all(order.index(name) < order.index(module) for module, names in needs.items() for name in names)
 
 
 def test_every_function_is_typed_and_the_code_is_clean() -> None:

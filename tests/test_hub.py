@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 import subprocess
 import sys
 import time
@@ -13,13 +12,11 @@ from typing import Any
 import huggingface_hub
 import huggingface_hub.constants
 import pytest
-from conftest import TORCHRUN, launch, usage_error
+from conftest import TORCHRUN, launch
 from hub import Hub
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from packaging import version
-
-from no_trainer.messages import resume_command
 
 REPO = "someone/model"
 TENSORBOARD = ["--with_tracking", "--report_to", "tensorboard"]
@@ -259,22 +256,3 @@ def test_a_repository_that_cannot_be_made(
     assert f"error: --push_to_hub: {name} could not be made: " in said
     assert why in said
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("flag", [["--hub_token", "hf_x y"], ["--hub_token=hf_x"], ["--hub_token", "it's"]])
-def test_no_command_that_is_printed_has_a_token(monkeypatch: pytest.MonkeyPatch, flag: list[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["run_glue_no_trainer.py", *flag, "--seed", "1"])
-    command = resume_command()
-    assert re.search(r" --hub_token[ =]\$HF_TOKEN --seed 1 --resume_from_checkpoint latest$", command)
-    assert "hf_x" not in command
-
-
-def test_flags_of_the_hub_that_have_no_use(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-    flags = ["--model_name_or_path", "m", "--task_name", "rte"]
-    assert "--push_to_hub needs an --output_dir" in usage_error(capsys, *flags, "--push_to_hub")
-    flags += ["--output_dir", tmp_path]
-    for flag in (["--hub_model_id", "x"], ["--hub_token", "x"], ["--hub_private_repo"]):
-        assert f"{flag[0]} is for --push_to_hub, which is not given" in usage_error(capsys, *flags, *flag)
-    said = usage_error(capsys, *flags, "--push_to_hub", "--hub_token", "hf_a\nhf_b")
-    assert "--hub_token" in said
-    assert "hf_a" not in said

@@ -5,18 +5,16 @@ import math
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from accelerate.utils import DynamoBackend
-from conftest import log_lines, prepared, rows_of, without_dropout
+from accelerate import Accelerator
+from conftest import log_lines, prepared, rows_of, sentences, weights, without_dropout, write_csv
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 import run_glue_no_trainer as script
-from no_trainer.batches import make_collate
 
 
 @pytest.fixture
@@ -151,26 +149,41 @@ def test_the_seed_decides(run: Callable, own_files: list, tmp_path: Path) -> Non
     assert a == b != c
 
 
-@pytest.mark.parametrize("changed", [["--seed", 1], ["--per_device_train_batch_size", 4]])
-def test_another_seed_or_global_batch_is_not_resumed(
-    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture, changed: list
-) -> None:
-    flags = [*own_files, "--max_train_steps", 4, "--checkpointing_steps", 2, "--output_dir", tmp_path]
-    run(*flags)
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        run(*flags, "--resume_from_checkpoint", "latest", *changed)
-    assert exit_.value.code == 2
-    was, now = (42, 1) if "--seed" in changed else (8, 4)
-    assert f"was {was} there and is {now} here" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        run(*flags, "--resume_from_checkpoint", tmp_path / "step_2", *changed, "--output_dir", tmp_path / "elsewhere")
-    assert not (tmp_path / "elsewhere").exists()
-
-
 def test_bf16_trains(run: Callable, own_files: list) -> None:
     results = run(*own_files, "--mixed_precision", "bf16", "--learning_rate", 3e-3, "--num_train_epochs", 6)
     assert results["eval_accuracy"] > results["baseline_accuracy"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 needs a GPU")
+def test_fp16_trains_on_a_gpu(run: Callable, own_files: list) -> None:
+    assert run(*own_files, "--mixed_precision", "fp16", "--max_train_steps", 8)["step"] == 8
+
+
+def test_a_step_that_the_scaler_skips_moves_neither_schedule_nor_count(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's own scaler, on the CPU, with a first scale and losses that give infinite gradients at first."""
+    rows = [(text, f"{10_000.5 + label}") for text, label in sentences(61)]
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], rows)
+    start = script.start_accelerator
+
+    def with_scaler(args: object) -> Accelerator:
+        accelerator = start(args)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-16)
+        return accelerator
+
+    monkeypatch.setattr(script, "start_accelerator", with_scaler)
+    flags = ["--train_file", file, "--validation_file", file, "--max_train_steps", 6, "--learning_rate", 1e-3]
+    flags += ["--logging_steps", 1, "--max_grad_norm", 0, "--num_warmup_steps", 0]
+    results = run(*flags, "--output_dir", tmp_path / "a", "--checkpointing_steps", 3)
+    lines = [line for line in log_lines(tmp_path / "a") if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-3 * (6 - k) / 6 for k in range(6)])
+    assert results["epoch"] > 6 / 8, "batches of skipped steps are not seen again"
+    resumed = [*flags, "--output_dir", tmp_path / "a", "--resume_from_checkpoint", tmp_path / "a" / "step_3"]
+    before = weights(tmp_path / "a")
+    run(*resumed)
+    assert weights(tmp_path / "a") == before, "the scale is in the checkpoint"
 
 
 def test_it_learns(run: Callable, own_files: list) -> None:
@@ -188,21 +201,6 @@ def test_grouping_by_length_and_padding_flags(
     run(*common, "--output_dir", tmp_path / "random", "--no_group_by_length")
     assert losses(tmp_path / "padded") == pytest.approx(losses(tmp_path / "plain"), abs=1e-5)
     assert losses(tmp_path / "random") != pytest.approx(losses(tmp_path / "plain"), abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("precision", "max_length", "length"),
-    [("no", None, 8), ("bf16", None, 8), ("fp8", None, 16), ("no", 32, 32)],
-)
-def test_what_a_batch_is_padded_to(tiny_model: Path, precision: str, max_length: int | None, length: int) -> None:
-    """Few shapes, of which oneDNN keeps less; as long as tensor cores want them; a single one on XLA."""
-    no_compiler = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
-    where = SimpleNamespace(mixed_precision=precision, state=no_compiler)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    collate = make_collate(tokenizer, where, max_length)
-    batch = collate([{"input_ids": tokenizer(text)["input_ids"]} for text in ("good bad fine", "good")])
-    assert batch["input_ids"].shape == (2, length)
-    assert batch["attention_mask"].sum(1).tolist() == [5, 3]
 
 
 def test_models_are_not_changed_in_evaluation_only(

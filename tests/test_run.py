@@ -1,4 +1,4 @@
-"""What the trackers are told."""
+"""The log of a run, a loss that is not finite, and what the trackers are told."""
 
 import json
 import sqlite3
@@ -8,6 +8,42 @@ from pathlib import Path
 import pytest
 from conftest import launch, log_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from no_trainer.folder import checkpoints
+
+
+def test_log_lines(run: Callable, own_files: list, tmp_path: Path) -> None:
+    run(*own_files, "--max_train_steps", 12, "--logging_steps", 4, "--output_dir", tmp_path)
+    lines = log_lines(tmp_path)
+    train = [line for line in lines if "loss" in line]
+    assert [(line["step"], line["epoch"]) for line in train] == [(4, 0.5), (8, 1.0), (12, 1.5)]
+    assert all(line.keys() == {"step", "epoch", "loss", "learning_rate", "grad_norm"} for line in train)
+    evaluations = [line for line in lines if "loss" not in line]
+    assert [line["step"] for line in evaluations] == [8, 12]
+    assert all("eval_accuracy" in line and "eval_loss" in line for line in evaluations)
+
+
+def test_divergence_is_named_and_leaves_no_broken_checkpoint(
+    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    flags = [*own_files, "--learning_rate", 1e30, "--max_grad_norm", 0, "--output_dir", tmp_path]
+    with pytest.raises(SystemExit) as exit_:
+        run(*flags, "--checkpointing_steps", 1, "--lr_scheduler_type", "constant_with_warmup", "--warmup_ratio", 0.1)
+    assert exit_.value.code == 1
+    error = next(line for line in capsys.readouterr().err.splitlines() if ": error: " in line)
+    assert "step 2: the weights are not finite" in error
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_1"]  # its learning rate was 0
+    with pytest.raises(SystemExit) as exit_:
+        run(*flags, "--num_warmup_steps", 0, "--overwrite_output_dir", "--logging_steps", 5)
+    assert exit_.value.code == 1
+    error = next(line for line in capsys.readouterr().err.splitlines() if ": error: " in line)
+    assert "run_glue_no_trainer.py: error: step 2: the loss is nan" in error
+    assert "at learning rate 9.583e+29" in error
+    assert "the step before had loss 0." in error
+
+
+# --- trackers
+
 
 TENSORBOARD = ["--with_tracking", "--report_to", "tensorboard"]
 

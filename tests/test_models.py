@@ -1,11 +1,8 @@
-"""The head, the order of its classes, and which parameters decay."""
+"""Pretrained models: loading, the head and the order of its classes, which parameters decay, the longest text."""
 
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import ROOT, fresh_accelerate, write_csv
+from conftest import fresh_accelerate, write_csv
 from packaging import version
+from test_architectures import make
 from transformers import AutoConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 import run_glue_no_trainer as script
 from no_trainer.glue import Task
-from no_trainer.launch import dropout
-from no_trainer.tasks import load_data
 
 
 def arguments(folder: Path, *flags: str) -> Namespace:
@@ -175,46 +171,6 @@ def test_asking_for_a_slow_tokenizer_that_is_no_more_is_answered(
     assert "--use_slow_tokenizer changes nothing" in capsys.readouterr().out
 
 
-def test_dropout_on_the_cpu_is_dropout() -> None:
-    """Against the definition: a share p of zeros, the rest 1 / (1 - p) times as large, gradients likewise."""
-    for p in (0.1, 0.5):
-        x = torch.full((1000, 1001), 3.0, requires_grad=True)
-        torch.manual_seed(0)
-        y = dropout(x, p)
-        y.sum().backward()
-        kept = y != 0
-        assert abs(kept.float().mean().item() - (1 - p)) < 0.002  # four standard deviations at a million draws
-        assert torch.allclose(y[kept], torch.tensor(3 / (1 - p)))
-        assert torch.equal(x.grad, y.detach() / 3)
-        neighbours = (kept[:, :-1] == kept[:, 1:]).float().mean().item()  # bits of one draw are independent
-        assert abs(neighbours - (p**2 + (1 - p) ** 2)) < 0.002
-        torch.manual_seed(0)
-        assert torch.equal(dropout(x, p), y)
-    x = torch.ones(3, 5)
-    assert dropout(x, 0.5, training=False) is x
-    assert dropout(x, 0.0) is x
-    assert dropout(x, 1.0).count_nonzero() == 0
-    assert dropout(x.bfloat16(), 0.5).dtype == torch.bfloat16
-    assert dropout(torch.ones(0, 3), 0.5).shape == (0, 3)
-
-
-def test_a_models_dropout_on_the_cpu_is_the_fast_one(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, own_files: list, run: object
-) -> None:
-    seen = []
-    monkeypatch.setattr(torch.nn.functional, "dropout", torch.nn.functional.dropout)  # put back at the end
-    monkeypatch.setattr("no_trainer.launch.dropout", lambda x, *args, **options: seen.append(x.shape) or x)
-    run(*own_files, "--max_train_steps", 1)
-    assert any(len(shape) == 4 for shape in seen)  # attention
-    assert any(len(shape) == 3 for shape in seen)  # hidden states
-
-
-def test_the_mean_is_that_of_the_training_labels(tiny_model: Path, tmp_path: Path) -> None:
-    file = write_csv(tmp_path / "t.csv", ["text", "label"], [["good", 1.5], ["bad", 2.5], ["fine", 5.0]] * 4)
-    args = script.parse_args(["--model_name_or_path", str(tiny_model), "--train_file", str(file)])
-    assert load_data(args)[1].mean == 3.0
-
-
 def test_a_new_head_for_regression_starts_at_the_mean(tiny_model: Path, tmp_path: Path) -> None:
     task = Task(["mse"], ["a"], None, None, mean=2.5)
     model, tokenizer, _ = script.load_model(arguments(tiny_model), task)
@@ -223,64 +179,6 @@ def test_a_new_head_for_regression_starts_at_the_mean(tiny_model: Path, tmp_path
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert script.load_model(arguments(tmp_path), task)[0].classifier.bias.tolist() == [7.0]
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc than glibc's")
-def test_memory_that_a_step_frees_is_there_for_the_next_one() -> None:
-    """Tensors of 1 to 47 MB, as in a step: their pages are asked for in the first few of them only."""
-    code = """
-import resource, torch
-from no_trainer.launch import tune_cpu
-tune_cpu()
-for _ in range(20):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    step = [torch.ones(megabytes << 18) for megabytes in (1, 2, 3, 5, 8, 3, 2, 47)]
-    step = None
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    pages = sorted(map(int, ended.stdout.split()[10:]))
-    assert sum(pages[:-1]) < 10_000  # of 150,000; the heap may have to grow once more
-
-
-def on_this_cpu(code: str, **environment: str) -> str:
-    """What `code` prints in a process of its own after `tune_cpu`."""
-    code = f"import os, torch\nfrom no_trainer.launch import tune_cpu\ntune_cpu()\n{code}"
-    environment = os.environ | environment
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
-
-
-PRODUCTS = """
-x, w = torch.randn(500, 384, requires_grad=True), torch.randn(1536, 384, requires_grad=True)
-y = torch.nn.functional.linear(x, w)
-y.backward(y.detach())
-exact = x.double() @ w.double().T
-for made, right in ((y, exact), (x.grad, exact @ w.double()), (w.grad, exact.T @ x.double())):
-    print(((made - right).norm() / right.norm()).item())
-"""
-
-
-def test_products_in_fp32_are_fp32s_whatever_makes_them() -> None:
-    errors = [float(line) for line in on_this_cpu(PRODUCTS).splitlines()]
-    assert len(errors) == 3
-    assert max(errors) < 1e-6  # in bf16 3e-3
-
-
-CPU = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-
-
-@pytest.mark.skipif("AuthenticAMD" not in CPU or "avx512bw" not in CPU, reason="not AMD's CPU with AVX-512")
-def test_on_amds_cpus_onednn_makes_the_products_and_keeps_those_of_32_shapes() -> None:
-    code = """
-x = torch.randn(500, 384)
-for columns in (48, *range(100, 140), 48):
-    x @ torch.randn(384, columns)
-"""
-    lines = [line for line in on_this_cpu(code, ONEDNN_VERBOSE="2").splitlines() if "500x384:384x48," in line]
-    assert sum(",exec," in line for line in lines) == 2
-    assert sum("create:cache_miss" in line for line in lines) == 2  # forty others came between
-    assert all("src:f32" in line and "wei:f32" in line and "avx512_core," in line for line in lines)
 
 
 def test_a_models_classes_may_be_called_by_numbers(
@@ -299,3 +197,22 @@ def test_a_models_classes_may_be_called_by_numbers(
         run(*flags)
     assert refused.value.code == 2
     assert "id2label" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "most"), [("bert", 64), ("roberta", 63), ("gpt2", 64), ("xlnet", 90), ("t5", 90)])
+def test_max_length_is_what_the_model_has_positions_for(
+    run: Callable,
+    own_files: list,
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    kind: str,
+    most: int,
+) -> None:
+    """RoBERTa counts its positions from the padding's on; XLNet and T5 have no last one."""
+    model = make(kind, tiny_model, tmp_path / "model")
+    flags = ["--model_name_or_path", model, "--max_length", 90, "--pad_to_max_length", "--max_train_steps", 1]
+    run(*own_files, *flags)
+    out = capsys.readouterr().out
+    assert f"cut at {most} tokens" in out
+    assert out.count("--max_length 90 is more than the model can read") == (most < 90)

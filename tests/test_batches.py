@@ -1,0 +1,127 @@
+"""Tokens and their lengths, the order of training rows, and padding."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+from accelerate.utils import DynamoBackend
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+import run_glue_no_trainer as script
+from no_trainer.batches import GlobalBatchSampler, describe, make_collate, tokenize
+from no_trainer.glue import Task
+
+
+def tokens(tiny_model: Path, texts: list[str], *, pair: bool = False, max_length: int = 8) -> Dataset:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    columns = ["a", "b"] if pair else ["a"]
+    data = Dataset.from_dict(dict.fromkeys(columns, texts) | {"label": ["y", "n"] * (len(texts) // 2)})
+    task = Task(["accuracy"], columns, ["y", "n"], ["y", "n"], max_length=max_length)
+    encode = script.make_encode(tokenizer, task)
+    return tokenize({"train": data}, encode, tokenizer, max_length)["train"]
+
+
+def test_tokenize_cuts_and_keeps_the_full_length(tiny_model: Path) -> None:
+    data = tokens(tiny_model, ["good", "good " * 6, "good " * 7, ""])
+    assert data["length"][:] == [3, 8, 9, 2]
+    assert [len(row) for row in data["input_ids"]] == [3, 8, 8, 2]
+    assert data["labels"][:] == [0, 1, 0, 1]
+    assert set(data.column_names) == {
+        "input_ids",
+        "labels",
+        "length",
+    }  # no masks of ones and types of zeros in a large cache
+    data = tokens(tiny_model, ["good " * 3, "good " * 2], pair=True)
+    assert data["length"][:] == [9, 7]
+    assert data["token_type_ids"][1] == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_tokens_are_kept_for_a_run_with_other_flags(
+    run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not change the tokens does not make them anew."""
+    written = []
+    write = datasets.arrow_writer.ArrowWriter.__init__
+
+    def noted(self: object, *args: object, **options: object) -> None:
+        written.extend([options["path"]] if options.get("path") else [])  # without one: the metrics, in memory
+        write(self, *args, **options)
+
+    monkeypatch.setattr(datasets.arrow_writer.ArrowWriter, "__init__", noted)
+    run(*own_files, "--max_train_steps", 1, "--max_length", 63)
+    assert written
+    written.clear()
+    run(*own_files, "--max_train_steps", 2, "--max_length", 63, "--learning_rate", 1e-3, "--output_dir", tmp_path)
+    assert not written
+
+
+def test_describe(tiny_model: Path) -> None:
+    data = tokens(tiny_model, ["good", "good " * 6, "good " * 7, "bad bad"])
+    task = Task(["accuracy"], ["a"], ["y", "n"], ["y", "n"], max_length=8)
+    header, row, text, classes = describe({"train": data}, task).splitlines()
+    assert row.split() == ["train", "4", "6", "9", "9", "1"]
+    assert header.split() == ["rows", "tokens:", "median", "95", "%", "max", "cut"]
+    assert text == "text: a, cut at 8 tokens; labels:"
+    assert classes.split() == ["train", "y", "50.0%,", "n", "50.0%"]
+    assert max(map(len, (header, row))) < 80
+
+
+def order(
+    rows: int, global_batch: int, size: int, *, seed: int = 0, epoch: int = 0, first: int = 0, grouped: bool = True
+) -> list:
+    lengths = np.random.default_rng(5).integers(3, 90, rows) if grouped else None
+    sampler = GlobalBatchSampler(rows, global_batch, size, seed, lengths)
+    sampler.start(epoch, first)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    assert {len(batch) for batch in batches} <= {size}
+    return batches
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("rows", [1, 31, 32, 333, 4001])
+def test_an_epoch_has_every_row_and_full_batches(rows: int, grouped: bool) -> None:
+    seen = Counter(row for batch in order(rows, 32, 8, grouped=grouped) for row in batch)
+    assert set(seen) == set(range(rows))
+    assert sum(seen.values()) == -(-rows // 32) * 32
+    assert max(seen.values()) - min(seen.values()) <= 1
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_global_batches_do_not_depend_on_the_cut(grouped: bool) -> None:
+    whole = order(333, 32, 32, grouped=grouped)
+    quarters = order(333, 32, 8, grouped=grouped)
+    assert whole == [sum(quarters[i : i + 4], []) for i in range(0, len(quarters), 4)]
+    assert order(333, 32, 8, first=5, grouped=grouped) == quarters[20:]
+    assert order(333, 32, 32, epoch=1, grouped=grouped) != whole
+    assert order(333, 32, 32, seed=1, grouped=grouped) != whole
+
+
+def test_grouping_saves_padding() -> None:
+    lengths = np.random.default_rng(5).integers(3, 90, 4001)
+
+    def padded(grouped: bool) -> int:
+        return sum(max(lengths[batch]) * len(batch) for batch in order(4001, 32, 32, grouped=grouped))
+
+    assert padded(True) < 0.7 * padded(False)
+    assert padded(True) < 1.1 * lengths.sum()
+
+
+@pytest.mark.parametrize(
+    ("precision", "max_length", "length"),
+    [("no", None, 8), ("bf16", None, 8), ("fp8", None, 16), ("no", 32, 32)],
+)
+def test_what_a_batch_is_padded_to(tiny_model: Path, precision: str, max_length: int | None, length: int) -> None:
+    """Few shapes, of which oneDNN keeps less; as long as tensor cores want them; a single one on XLA."""
+    no_compiler = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
+    where = SimpleNamespace(mixed_precision=precision, state=no_compiler)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    collate = make_collate(tokenizer, where, max_length)
+    batch = collate([{"input_ids": tokenizer(text)["input_ids"]} for text in ("good bad fine", "good")])
+    assert batch["input_ids"].shape == (2, length)
+    assert batch["attention_mask"].sum(1).tolist() == [5, 3]

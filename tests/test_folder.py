@@ -1,0 +1,125 @@
+"""The folder of a run: damaged checkpoints, what a killed run left, what an earlier run left."""
+
+import functools
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import log_lines, weights
+
+from no_trainer.folder import checkpoints, damage
+
+
+def truncate(checkpoint: Path) -> None:
+    os.truncate(checkpoint / "optimizer.bin", 1000)
+
+
+def flip_a_byte(name: str, checkpoint: Path) -> None:
+    data = bytearray((checkpoint / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (checkpoint / name).write_bytes(data)
+
+
+def lose(name: str, checkpoint: Path) -> None:
+    (checkpoint / name).unlink()
+
+
+DAMAGES = {
+    "truncated": (truncate, "optimizer.bin is not as it was written"),
+    "weights flipped": (functools.partial(flip_a_byte, "model.safetensors"), "model.safetensors is not as it was"),
+    "random state flipped": (functools.partial(flip_a_byte, "random_states_0.pkl"), "random_states_0.pkl is not as"),
+    "progress flipped": (functools.partial(flip_a_byte, "progress.json"), "progress.json is not as it was written"),
+    "checksums flipped": (functools.partial(flip_a_byte, "checksums.json"), ""),
+    "weights lost": (functools.partial(lose, "model.safetensors"), "it has no model.safetensors"),
+    "progress lost": (functools.partial(lose, "progress.json"), "it has no progress.json"),
+    "checksums lost": (functools.partial(lose, "checksums.json"), "checksums.json is missing"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    run: Callable, three_checkpoints: list, tmp_path: Path, capsys: pytest.CaptureFixture, kind: str
+) -> None:
+    folder = tmp_path / "out"
+    whole, log = weights(folder), log_lines(folder)
+    spoil, said = DAMAGES[kind]
+    spoil(folder / "step_6")
+    capsys.readouterr()
+    run(*three_checkpoints, "--resume_from_checkpoint", "latest")
+    out = capsys.readouterr().out
+    assert f"warning: {folder / 'step_6'} is damaged: " in out
+    assert said in out
+    assert f"going on from {folder / 'step_4'}" in out
+    assert (weights(folder), log_lines(folder)) == (whole, log)
+    assert not damage(folder / "step_6"), "it has been written again"
+
+
+def test_a_damaged_checkpoint_that_is_asked_for_is_refused(
+    run: Callable, three_checkpoints: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    truncate(tmp_path / "out" / "step_4")
+    with pytest.raises(SystemExit) as exit_:
+        run(*three_checkpoints, "--resume_from_checkpoint", tmp_path / "out" / "step_4")
+    assert exit_.value.code == 2
+    assert "step_4 is damaged: optimizer.bin is not as it was written" in capsys.readouterr().err
+
+
+def test_when_all_checkpoints_are_damaged_nothing_is_begun(
+    run: Callable, three_checkpoints: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for step in (2, 4, 6):
+        truncate(tmp_path / "out" / f"step_{step}")
+    with pytest.raises(SystemExit) as exit_:
+        run(*three_checkpoints, "--resume_from_checkpoint", "latest")
+    assert exit_.value.code == 2
+    assert "every checkpoint in" in capsys.readouterr().err
+    assert len(checkpoints(tmp_path / "out")) == 3
+
+
+def test_what_others_put_into_a_checkpoint_does_no_harm(
+    run: Callable, three_checkpoints: list, tmp_path: Path
+) -> None:
+    """As Finder does with .DS_Store, and NFS with .nfs and a number."""
+    (tmp_path / "out" / "step_6" / ".DS_Store").touch()
+    assert not damage(tmp_path / "out" / "step_6")
+
+
+def test_what_a_killed_run_left_aside_is_cleared(run: Callable, three_checkpoints: list, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(folder / "step_6", folder / ".step_6.partial")
+    shutil.copytree(folder / "step_6", folder / ".epoch_0.old")
+    (folder / ".notes.old").mkdir()
+    run(*three_checkpoints, "--resume_from_checkpoint", "latest")
+    assert [path.name for path in folder.glob(".*")] == [".notes.old"]
+
+
+def test_overwriting_clears_the_earlier_run(run: Callable, own_files: list, tmp_path: Path) -> None:
+    flags = [*own_files, "--max_train_steps", 4, "--output_dir", tmp_path, "--logging_steps", 2]
+    (tmp_path / "step_by_step").mkdir()  # somebody's own folder
+    (tmp_path / "notes.txt").touch()
+    run(*flags, "--checkpointing_steps", 2)
+    run(*flags, "--overwrite_output_dir")
+    assert [line["step"] for line in log_lines(tmp_path)] == [2, 4, 4]
+    assert not checkpoints(tmp_path)
+    assert (tmp_path / "notes.txt").exists()
+    assert (tmp_path / "step_by_step").exists()
+
+
+def test_folders_of_other_programs_stay(run: Callable, own_files: list, tiny_model: Path, tmp_path: Path) -> None:
+    """Even those whose names are like a checkpoint's."""
+    shutil.copytree(tiny_model, tmp_path / "epoch_2")
+    (tmp_path / "best.safetensors").touch()
+    run(*own_files, "--num_train_epochs", 0, "--output_dir", tmp_path)
+    run(*own_files, "--max_train_steps", 1, "--output_dir", tmp_path, "--overwrite_output_dir")
+    assert sorted(path.name for path in (tmp_path / "epoch_2").iterdir()) == sorted(
+        path.name for path in tiny_model.iterdir()
+    )
+
+
+def test_what_an_overwritten_run_left_is_gone(run: Callable, own_files: list, tmp_path: Path) -> None:
+    run(*own_files, "--max_train_steps", 1, "--do_predict", "--test_file", own_files[1], "--output_dir", tmp_path)
+    assert (tmp_path / "predict_results.csv").exists()
+    run(*own_files, "--max_train_steps", 1, "--overwrite_output_dir", "--output_dir", tmp_path)
+    assert not (tmp_path / "predict_results.csv").exists()

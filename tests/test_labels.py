@@ -1,0 +1,113 @@
+"""Labels: classes or numbers, in which order, by which names, and what is often a mistake."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from accelerate import PartialState
+from conftest import load, sentences, write_csv
+from datasets import ClassLabel, Dataset, Features, Value
+
+from no_trainer.labels import warn_of_labels
+
+
+@pytest.mark.parametrize(
+    ("written", "values", "labels", "metrics"),
+    [
+        (["yes", "no", "yes"], ["no", "yes"], ["no", "yes"], ["accuracy", "macro_f1", "f1"]),
+        (["10", "9", "-1"], [-1, 9, 10], ["-1", "9", "10"], ["accuracy", "macro_f1"]),
+        (["0.5", "2", "1e1"], None, None, ["mse", "pearson", "spearmanr"]),
+        (["007", "7", "007"], ["007", "7"], ["007", "7"], ["accuracy", "macro_f1", "f1"]),
+        (["+1", "-1", "+1"], ["+1", "-1"], ["+1", "-1"], ["accuracy", "macro_f1", "f1"]),
+        (["true", "false", "true"], ["false", "true"], ["false", "true"], ["accuracy", "macro_f1", "f1"]),
+        (["1", "b", "2.5"], ["1", "2.5", "b"], ["1", "2.5", "b"], ["accuracy", "macro_f1"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_labels(tmp_path: Path, written: list, values: list, labels: list, metrics: list, kind: str) -> None:
+    if kind == "csv":
+        file = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"row {i}", y) for i, y in enumerate(written)])
+    else:
+        file = tmp_path / "t.json"
+        typed = [json.loads(y) if values is None or isinstance(values[0], int) else y for y in written]
+        file.write_text("\n".join(json.dumps({"text": f"row {i}", "label": y}) for i, y in enumerate(typed)))
+    splits, task = load(file)
+    assert (task.values, task.labels, task.metrics) == (values, labels, metrics)
+    assert splits["train"]["text"][:] == ["row 0", "row 1", "row 2"]
+
+
+@pytest.mark.parametrize(("written", "read"), [([" 1", "2", "1 "], [1, 2, 1]), ([" 0.5", "2", "1"], [0.5, 2.0, 1.0])])
+def test_a_number_may_have_a_space_beside_it(tmp_path: Path, written: list, read: list) -> None:
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"row {i}", y) for i, y in enumerate(written)])
+    assert load(file)[0]["train"]["label"][:] == read
+
+
+def test_json_booleans_are_classes(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    file.write_text(json.dumps([{"text": "a", "label": True}, {"text": "b", "label": False}]))
+    assert load(file)[1].labels == ["false", "true"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["a", "b"], ""),
+        (["bug", "Bug", "b"], "some labels differ only in capitals or spaces, such as those of 'bug'"),
+        (["bug", " bug", "b"], "some labels differ only in capitals or spaces, such as those of 'bug'"),
+        (["1,5", "2,0"], "the labels look like numbers; with a decimal point"),
+        ([str(stars) for stars in range(9)], "whole numbers are classes; with a decimal point"),
+        ([str(stars) for stars in range(5)], ""),
+    ],
+)
+def test_labels_that_are_often_a_mistake(labels: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
+    PartialState()
+    warn_of_labels(Counter(labels * 10))
+    out = capsys.readouterr().out
+    assert said in out
+    assert bool(out) == bool(said)
+
+
+def test_a_class_may_be_missing_from_validation(run: Callable, tmp_path: Path) -> None:
+    train = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"row {i}", "abc"[i % 3]) for i in range(30)])
+    valid = write_csv(tmp_path / "v.csv", ["text", "label"], [("row", "a"), ("row", "c")])
+    assert 0 <= run("--train_file", train, "--validation_file", valid, "--max_train_steps", 1)["eval_macro_f1"] <= 1
+
+
+def labelled_parquet(file: Path, names: list[str], labels: list[str]) -> Path:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    rows = {"text": [f"row {i}" for i in range(len(labels))], "label": [names.index(label) for label in labels]}
+    Dataset.from_dict(rows, features=features).to_parquet(file)
+    return file
+
+
+def test_the_numbers_of_a_class_label_are_read_with_the_names_of_their_own_split(tmp_path: Path) -> None:
+    train = labelled_parquet(tmp_path / "t.parquet", ["bad", "good", "meh"], ["good", "bad", "meh"])
+    words = write_csv(tmp_path / "w.csv", ["text", "label"], [("row 0", "meh"), ("row 1", "good")])
+    for valid in (labelled_parquet(tmp_path / "v.parquet", ["good", "meh"], ["meh", "good"]), words):
+        splits, task = load(train, valid)
+        assert (task.values, splits["validation"]["label"][:]) == (["bad", "good", "meh"], ["meh", "good"])
+    own = write_csv(tmp_path / "u.csv", ["text", "label"], [("x", "good"), ("y", "meh")])
+    splits, _ = load(own, tmp_path / "v.parquet")
+    assert splits["validation"]["label"][:] == ["meh", "good"]
+
+
+def test_a_trained_model_reads_a_class_label_by_its_names(run: Callable, own_files: list, tmp_path: Path) -> None:
+    run(*own_files, "--learning_rate", 3e-3, "--num_train_epochs", 6, "--output_dir", tmp_path / "out")
+    labels = [("negative", "positive")[label] for _, label in sentences(23, seed=1)]
+    file = labelled_parquet(tmp_path / "v.parquet", ["positive", "negative"], labels)
+    Dataset.from_parquet(str(file)).remove_columns("text").add_column(
+        "text", [text for text, _ in sentences(23, seed=1)]
+    ).to_parquet(file)
+    flags = ["--model_name_or_path", tmp_path / "out", "--num_train_epochs", 0, "--validation_file", file]
+    assert run(*flags)["eval_accuracy"] == 1.0
+
+
+def test_a_label_that_the_model_does_not_know_is_refused(
+    run: Callable, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    valid = write_csv(tmp_path / "v.csv", ["text", "label"], [("good", "positive"), ("bad", "nasty")])
+    with pytest.raises(SystemExit):
+        run("--model_name_or_path", trained, "--validation_file", valid, "--num_train_epochs", 0)
+    assert "row 2 of the validation data has the label 'nasty'" in capsys.readouterr().err

@@ -1,0 +1,222 @@
+"""From flags to splits: which columns and rows are read, which are held out, what is refused."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas
+import pytest
+from accelerate import PartialState
+from conftest import load, refused, sentences, write_csv
+from datasets import ClassLabel, Dataset, Features, Value
+from transformers import pipeline
+
+import run_glue_no_trainer as script
+from no_trainer.tasks import find_text_columns, load_data
+
+
+@pytest.mark.parametrize(
+    ("columns", "chosen"),
+    [
+        (["id", "sentence2", "label", "sentence1"], ["sentence1", "sentence2"]),
+        (["question", "label", "answer", "note"], ["question", "answer"]),
+        (["label", "text"], ["text"]),
+    ],
+)
+def test_text_columns(columns: list[str], chosen: list[str]) -> None:
+    assert find_text_columns(columns) == chosen
+
+
+@pytest.mark.parametrize(
+    ("columns", "read"),
+    [
+        (["text", "label"], ["text"]),
+        (["sentence2", "x", "sentence1"], ["sentence1", "sentence2"]),
+        (["id", "question", "label", "answer"], ["question", "answer"]),
+        (["Index", "label", "text"], ["text"]),
+        (["text", "label", "label_text"], ["text"]),
+        (["Unnamed: 0", "label", "text", "__index_level_0__"], ["text"]),
+    ],
+)
+def test_the_columns_of_text(columns: list[str], read: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert find_text_columns(columns) == read
+    assert not capsys.readouterr().out
+
+
+def test_more_than_two_columns_of_text_are_named(capsys: pytest.CaptureFixture) -> None:
+    PartialState()
+    assert find_text_columns(["a", "b", "label", "c"]) == ["a", "b"]
+    assert "of the columns a, b, c the first two are read; --text_column_names names others" in capsys.readouterr().out
+
+
+def test_the_columns_that_pandas_adds_are_no_text(tmp_path: Path) -> None:
+    """`to_csv` and, after a shuffle, `to_parquet` write the index."""
+    rows = pandas.DataFrame({"text": ["x", "y", "z"], "label": ["a", "b", "a"]}).sample(frac=1, random_state=0)
+    rows.to_csv(tmp_path / "t.csv")
+    rows.to_parquet(tmp_path / "t.parquet")
+    for name in ("t.csv", "t.parquet"):
+        splits, task = load(tmp_path / name)
+        assert task.text_columns == ["text"]
+        assert splits["train"]["text"][:] == list(rows["text"])
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "named"),
+    [
+        ("text,label\na,1\nb,1\n", None, "only one class, '1'"),
+        ("text,kind\na,1\n", None, "the train data has no column 'label'; its columns are text, kind"),
+        ("label\n1\n2\n", None, "no column of text"),
+        ("text,label\n", None, "t.csv has no rows"),
+        ("", None, "t.csv has no rows"),
+        ("text,label\na,x\nb,\n", None, "row 2 of the train data has no label"),
+        ("text,label\na,x\nb,y\n", "text,label\na,x\nb,z\n", "row 2 of the validation data has the label 'z'"),
+        ("text,label\na,1\nb,2\n", "text,label\na,one\n", "the label 'one'; the training labels are whole numbers"),
+        ("text,label\na,x\nb,y\n", "", "v.csv has no rows"),
+        ("text,label\na,x\nb,y\n", "words,label\na,x\n", "the validation data has no column 'text'"),
+    ],
+)
+def test_unusable_data_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture, train: str, valid: str | None, named: str
+) -> None:
+    (tmp_path / "t.csv").write_text(train)
+    (tmp_path / "v.csv").write_text(valid if valid is not None else train)
+    assert named in refused(capsys, tmp_path / "t.csv", tmp_path / "v.csv")
+
+
+def test_empty_texts_are_kept_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [("", "a"), ("x", "b"), ("", "b")])
+    assert load(file)[0]["train"]["text"][:] == ["", "x", ""]
+    assert "warning: 2 of 3 rows of the train data have an empty text" in capsys.readouterr().out
+
+
+def test_max_samples_take_the_first_rows(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"row {i}", i % 2) for i in range(9)])
+    splits, _ = load(file, max_train_samples=4, max_eval_samples=100)
+    assert splits["train"]["text"][:] == ["row 0", "row 1", "row 2", "row 3"]
+    assert len(splits["validation"]) == 9
+
+
+def test_the_first_rows_of_a_sorted_file_have_but_one_class(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    PartialState()
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"row {row}", "ab"[row > 20]) for row in range(40)])
+    load(file, max_train_samples=10)
+    assert "the rows that --max_train_samples leaves are of one class" in capsys.readouterr().out
+    load(file, max_train_samples=30)
+    assert "of one class" not in capsys.readouterr().out
+
+
+def test_the_mean_is_that_of_the_training_labels(tiny_model: Path, tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [["good", 1.5], ["bad", 2.5], ["fine", 5.0]] * 4)
+    args = script.parse_args(["--model_name_or_path", str(tiny_model), "--train_file", str(file)])
+    assert load_data(args)[1].mean == 3.0
+
+
+def test_a_data_set_of_the_hubs_layout_with_other_columns(tmp_path: Path) -> None:
+    features = Features({"review": Value("string"), "stars": ClassLabel(names=["bad", "good"])})
+    for split in ("train", "test"):
+        data = Dataset.from_dict({"review": ["a", "b"] * 10, "stars": [0, 1] * 10}, features=features)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        data.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    flags = ["--model_name_or_path", "m", "--dataset_name", str(tmp_path), "--label_column_name", "stars"]
+    splits, task = load_data(script.parse_args(flags))
+    assert {name: len(data) for name, data in splits.items()} == {"train": 18, "validation": 2}
+    assert (task.labels, task.text_columns) == (["bad", "good"], ["review"])
+    predict = [*flags, "--do_predict", "--output_dir", str(tmp_path / "out")]
+    assert load_data(script.parse_args(predict))[0]["test"].column_names == ["review"]
+
+
+def test_a_data_set_with_other_validation_splits_keeps_all_of_its_training_rows(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    rows = {"text": [text for text, _ in sentences(20)], "label": ["ab"[label] for _, label in sentences(20)]}
+    names = ("train", "validation_matched", "validation_mismatched")
+    for name in names:
+        Dataset.from_dict(rows).to_parquet(folder / f"{name}.parquet")
+    splits = "".join(f"  - split: {name}\n    path: {name}.parquet\n" for name in names)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{splits}---\n")
+    results = run("--dataset_name", folder, "--max_train_steps", 1)
+    assert {"eval_accuracy", "eval_accuracy_mm"} <= results.keys()
+    assert "held out" not in capsys.readouterr().out
+
+
+def test_a_task_without_validation_rows_holds_some_out(
+    run: Callable, made_glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "glue").mkdir()
+    (file,) = (made_glue / "rte").glob("train*")
+    shutil.copy(file, tmp_path / "glue" / "train.parquet")
+    configs = "- config_name: rte\n  data_files:\n  - split: train\n    path: train.parquet\n"
+    (tmp_path / "glue" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    results = run("--dataset_name", tmp_path / "glue", "--task_name", "rte", "--max_train_steps", 1)
+    assert "eval_accuracy" in results
+    assert "rows of 12 are held out" in capsys.readouterr().out
+
+
+def test_a_tenth_is_held_out_by_label(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """90 rows of one class, 20 of another and one alone: 9 and 2 are held out, whatever the order of the file."""
+    rows = [(f"row {i}", "often" if i % 11 < 9 else "rare") for i in range(110)]
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [*rows, ("row 110", "alone")])
+    splits, _ = load_data(script.parse_args(["--model_name_or_path", "m", "--train_file", str(file)]))
+    assert Counter(splits["validation"]["label"]) == {"often": 9, "rare": 2}
+    texts = [*splits["train"]["text"], *splits["validation"]["text"]]
+    assert sorted(texts) == sorted(f"row {i}" for i in range(111))
+    out = capsys.readouterr().out
+    assert "no validation data is given: 11 rows of 111 are held out, stratified by label" in out
+    assert "warning: fewer than ten rows of the training data have the label alone" in out
+    again, _ = load_data(script.parse_args(["--model_name_or_path", "m", "--train_file", str(file)]))
+    assert again["validation"]["text"][:] == splits["validation"]["text"][:]
+
+
+# --- five kinds of own data, to the pipeline's answer
+
+
+def shards(folder: Path, rows: list[dict]) -> list:
+    (folder / "shards").mkdir()
+    for number in range(3):
+        text = "\n".join(json.dumps(row) for row in rows[number::3])
+        (folder / "shards" / f"{number}.jsonl").write_text("\ufeff" * (number == 1) + text + "\n\n", encoding="utf-8")
+    return ["--train_file", folder / "shards" / "*.jsonl"]
+
+
+def pairs(folder: Path, rows: list[dict]) -> list:
+    written = [(row["text"], 'x, "y"\nz', row["label"]) for row in rows]
+    file = write_csv(folder / "t.csv", ["sentence1", "sentence2", "label"], written)
+    file.write_bytes(file.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+    return ["--train_file", file]
+
+
+def tsv(folder: Path, rows: list[dict]) -> list:
+    (folder / "t.tsv").write_text("label\ttext\n" + "".join(f"{row['label']}\t{row['text']}\n" for row in rows))
+    return ["--train_file", folder / "t.tsv"]
+
+
+def other_names(folder: Path, rows: list[dict]) -> list:
+    made = {"data": [{"id": 7, "body": row["text"], "verdict": row["label"]} for row in rows]}
+    (folder / "t.json").write_text(json.dumps(made))
+    return ["--train_file", folder / "t.json", "--text_column_names", "body", "--label_column_name", "verdict"]
+
+
+def parquet(folder: Path, rows: list[dict]) -> list:
+    scores = [row | {"label": 4.0 * (row["label"] == "positive") + 0.5} for row in rows]
+    Dataset.from_list(scores).to_parquet(folder / "t.parquet")
+    return ["--train_file", folder / "t.parquet", "--learning_rate", 1e-2, "--num_train_epochs", 16]
+
+
+@pytest.mark.parametrize("kind", [pairs, tsv, other_names, parquet, shards])
+def test_own_data_from_file_to_answer(run: Callable, tmp_path: Path, kind: Callable) -> None:
+    rows = [{"text": text, "label": ("negative", "positive")[label]} for text, label in sentences(81)]
+    flags = ["--learning_rate", 3e-3, "--num_train_epochs", 6, *kind(tmp_path, rows), "--output_dir", tmp_path / "out"]
+    results = run(*flags)
+    ask = pipeline("text-classification", str(tmp_path / "out"), device="cpu")
+    if kind is parquet:
+        assert results["eval_pearson"] > 0.9
+        assert ask("good " * 5)[0]["score"] > ask("awful " * 5)[0]["score"] + 1.5
+        return
+    assert results["eval_accuracy"] == 1.0
+    question = {"text": "good nice great", "text_pair": 'x, "y"\nz'} if kind is pairs else "good nice great"
+    answer = ask(question)
+    assert (answer[0] if isinstance(answer, list) else answer)["label"] == "positive"
