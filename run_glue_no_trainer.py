@@ -59,7 +59,7 @@ def build_parser() -> Parser:
     add("--gradient_accumulation_steps", type=POSITIVE, default=1, metavar="N", help="batches that make one step")
     add("--num_train_epochs", type=COUNT, default=3, metavar="N", help="passes over the data; 0 evaluates only")
     add("--max_train_steps", type=POSITIVE, metavar="N", help="stop after N optimizer steps; wins over the epochs")
-    add("--max_length", type=number(int, 4), default=128, metavar="N", help="cut longer texts at N tokens")
+    add("--max_length", type=number(int, 4), metavar="N", help="cut longer texts at N tokens (default: 128)")
     add("--pad_to_max_length", **SWITCH, help="pad every text to --max_length instead of to its batch's longest")
     add("--no_group_by_length", **SWITCH, help="draw batches at random instead of from texts of like length")
     add("--learning_rate", type=AMOUNT, default=5e-5, metavar="LR", help="peak of the schedule, for AdamW")
@@ -94,16 +94,19 @@ from transformers import AutoConfig, get_scheduler
 from transformers import PreTrainedModel as Model
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from no_trainer.batches import GlobalBatchSampler, describe, make_collate, make_eval_loaders, make_loader, tokenize
+from no_trainer.batches import GlobalBatchSampler, make_collate, make_eval_loaders, make_loader, tokenize
 from no_trainer.checkpoints import fixed_settings, leave, open_run, save_checkpoint
+from no_trainer.classes import in_models_order
 from no_trainer.evaluation import agree, compute_metrics, predict, scores, with_baseline
-from no_trainer.glue import Task, is_test, suffix
-from no_trainer.labels import in_models_order, numbers
+from no_trainer.glue import SEVERAL, Task, is_test, suffix
+from no_trainer.labels import numbers
 from no_trainer.launch import hardware, one_first, progress_bar, say, start_accelerator, tune_cpu
-from no_trainer.models import fit_length, from_pretrained, load_tokenizer, load_weights, name_model
+from no_trainer.models import fit_length, from_pretrained, has_mask, load_weights, name_model
 from no_trainer.results import finish, load_best, note_best, share_model, write_predictions
+from no_trainer.review import review
 from no_trainer.run import Run, log, log_losses, out_of_patience, plan_schedule, read_losses, restoring_signals
 from no_trainer.tasks import load_data
+from no_trainer.tokens import check_tokens, fit_tokenizer, load_tokenizer
 
 # --- Encoding: what the model sees of a row.
 
@@ -113,7 +116,7 @@ def make_encode(tokenizer: Tokenizer, task: Task) -> Callable[[dict[str, list]],
 
     Its result is cached: a change in here tokenizes anew.
     """
-    class_ids = {value: index for index, value in enumerate(task.values)} if task.values else None
+    class_ids = {value: index for index, value in enumerate(task.values or [])}
     # the types of a tokenizer that has none but 0 need not be kept; the mask is made when a batch is padded
     typed = any(tokenizer(*["a"] * len(task.text_columns)).get("token_type_ids", []))
     options = {"max_length": task.max_length, "return_attention_mask": False, "return_token_type_ids": typed}
@@ -121,7 +124,9 @@ def make_encode(tokenizer: Tokenizer, task: Task) -> Callable[[dict[str, list]],
     def encode(rows: dict[str, list]) -> dict[str, list]:
         texts = [rows[column] for column in task.text_columns]
         inputs = dict(tokenizer(*texts, truncation=True, **options))
-        if "label" in rows:
+        if "label" in rows and task.problem_type == SEVERAL:  # a vector of 0 and 1 for each row
+            inputs["labels"] = [[float(value in label) for value in class_ids] for label in rows["label"]]
+        elif "label" in rows:
             inputs["labels"] = [class_ids[label] if class_ids else float(label) for label in rows["label"]]
         return inputs
 
@@ -135,20 +140,24 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer, 
     """The model with a head for the task, its tokenizer, and the task as the model has it: its own order of classes,
     and texts no longer than it can read.
     """
-    config, tokenizer = from_pretrained(AutoConfig, args), load_tokenizer(args)
-    task = in_models_order(task, config)
+    config = from_pretrained(AutoConfig, args)
+    task = in_models_order(task, config, new_head=args.ignore_mismatched_sizes)
+    tokenizer = load_tokenizer(args, config, pairs=len(task.text_columns) > 1)
     if task.labels:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: index for index, label in enumerate(task.labels)}
     else:
         config.num_labels = 1
-    config.problem_type = "single_label_classification" if task.labels else "regression"
+    config.problem_type = task.problem_type  # which chooses the loss
     config.pad_token_id = tokenizer.pad_token_id
     model, new = load_weights(args, config)
     for name, parameter in model.named_parameters():
         if task.labels is None and name in new and parameter.shape == (1,):
             torch.nn.init.constant_(parameter, task.mean)  # the bias of a new head: no steps are spent on the offset
-    return model, tokenizer, replace(task, max_length=fit_length(args.max_length, model, tokenizer))
+    task = replace(task, max_length=fit_length(task.max_length, model))
+    # what evaluating and predicting with the saved model go by
+    model.config.glue_no_trainer = {"text_columns": task.text_columns, "max_length": task.max_length}
+    return model, fit_tokenizer(tokenizer, model, task.max_length), task
 
 
 def parameter_groups(model: Model, weight_decay: float) -> list[dict[str, Any]]:
@@ -183,8 +192,8 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     model, tokenizer, task = load_model(args, task)
     encode, workers = make_encode(tokenizer, task), args.preprocessing_num_workers
     data = one_first(accelerator, lambda: tokenize(splits, encode, tokenizer, task.max_length, workers))
-    table = describe(data, task)
-    say(table)
+    check_tokens(data, model, tokenizer)
+    table = review(splits, data, task)
     train_data = data.get("train", next(iter(data.values())).select([]))  # none, where a model is only to be used
     eval_data = {name: split for name, split in data.items() if name != "train" and not is_test(name)}
     test_data = {name: split for name, split in data.items() if is_test(name)}
@@ -195,7 +204,8 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     global_batch = batch_size * accelerator.num_processes * accumulation
     lengths = None if args.no_group_by_length else np.minimum(numbers(train_data, "length"), task.max_length)
     sampler = GlobalBatchSampler(len(train_data), global_batch, batch_size, args.seed, lengths)
-    one_length = args.pad_to_max_length or accelerator.device.type == "xla"
+    # one length, too, where each new shape is compiled, or where padding changes the model's answer
+    one_length = args.pad_to_max_length or accelerator.device.type == "xla" or not has_mask(model)
     collate = make_collate(tokenizer, accelerator, task.max_length if one_length else None)
     workers, eval_size = args.dataloader_num_workers, args.per_device_eval_batch_size
     train_loader = make_loader(accelerator, train_data, collate, workers, batch_sampler=sampler)

@@ -16,21 +16,37 @@ from no_trainer.checks import check_arguments
 from no_trainer.glue import GLUE
 from no_trainer.messages import EARLIER, stop, suggestion
 
-MEANT = {  # flags that other scripts have: what they are here
+MEANT = {  # flags that other scripts have, several to a line: what they are here
     "lr": "--learning_rate",
-    "epochs": "--num_train_epochs",
-    "batch_size": "--per_device_train_batch_size",
-    "per_device_batch_size": "--per_device_train_batch_size",
-    "max_steps": "--max_train_steps",
-    "max_seq_length": "--max_length",
+    "epochs num_epochs": "--num_train_epochs",
+    "batch_size train_batch_size per_device_batch_size per_gpu_train_batch_size": "--per_device_train_batch_size",
+    "eval_batch_size per_gpu_eval_batch_size": "--per_device_eval_batch_size",
+    "max_steps num_train_steps": "--max_train_steps",
+    "max_seq_length max_seq_len model_max_length": "--max_length",
     "warmup_steps": "--num_warmup_steps",
-    "model_name": "--model_name_or_path",
+    "model model_name": "--model_name_or_path",
+    "tokenizer": "--tokenizer_name",
+    "dataset": "--dataset_name",
+    "dataset_config": "--dataset_config_name",
+    "task glue_task": "--task_name",
+    "text_column text_columns text_column_name input_column": "--text_column_names",
+    "label label_column label_name target_column": "--label_column_name",
     "fp16": "--mixed_precision fp16",
     "bf16": "--mixed_precision bf16",
-    "save_steps": "--checkpointing_steps",
+    "metric metric_name": "--metric_for_best_model",
+    "save_steps save_strategy": "--checkpointing_steps",
+    "resume": "--resume_from_checkpoint latest",
+    "optim": "an edit of the script: AdamW is one line of `main`",
+    "run_name": "the name of --output_dir",
+    "predict_file": "--test_file, with --do_predict",
+    "validation_split_percentage": "a tenth of the rows, where there is no --validation_file",
+    "group_by_length": "on unless --no_group_by_length is given",
+    "use_fast_tokenizer": "on unless --use_slow_tokenizer is given",
     "do_train": "what it does unless --num_train_epochs is 0",
-    "do_eval": "what it does after each epoch",
-    "eval_strategy": "after each epoch, always",
+    "do_eval evaluate": "what it does after each epoch",
+    "eval_strategy evaluation_strategy eval_steps": "after each epoch; or examples/edits/evaluate_every.patch",
+    "gradient_checkpointing": "an edit of the script: examples/edits/gradient_checkpointing.patch",
+    "label_smoothing_factor label_smoothing": "an edit of the script: examples/edits/label_smoothing.patch",
 }
 
 
@@ -105,6 +121,7 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
     files: dict[str, Any] = {"nargs": "+", "metavar": "FILE"}
     add("--task_name", choices=[*GLUE, "ax"], help="a GLUE task; ax: only to predict, with a model of mnli")
     add("--dataset_name", metavar="NAME", help="a hub id or a local folder (default with --task_name: nyu-mll/glue)")
+    add("--dataset_config_name", metavar="NAME", help="which of the data set's configurations, if it has several")
     add("--train_file", **files, help="your own data: .csv .tsv .json .jsonl .parquet, several files or globs")
     add("--validation_file", **files, help="the same columns; without it 10 %% of the rows are held out")
     add("--test_file", **files, help="the same columns, `label` not needed, for --do_predict")
@@ -123,6 +140,7 @@ def add_model_flags(group: argparse._ArgumentGroup) -> None:
     """How the model is read."""
     add = group.add_argument
     add("--model_revision", default="main", metavar="REV", help="branch, tag or commit of a hub model")
+    add("--tokenizer_name", metavar="NAME", help="a tokenizer of another name (default: the model's)")
     add("--use_slow_tokenizer", **SWITCH, help="the tokenizer written in Python, where there is one still")
     add("--ignore_mismatched_sizes", **SWITCH, help="start a new head where the model's has other classes")
     add("--attn_implementation", metavar="NAME", help="eager, sdpa ... (default: what is fast here)")
@@ -177,7 +195,8 @@ def before_imports(parse: Callable[[Sequence[str]], argparse.Namespace]) -> argp
 
 def instead(flag: str) -> str:
     """What a flag of another script is here."""
-    return f"; here it is {MEANT[flag]}" if flag in MEANT else ""
+    meant = next((here for others, here in MEANT.items() if flag in others.split()), None)
+    return f"; here it is {meant}" if meant else ""
 
 
 def read_config(file: str, parser: argparse.ArgumentParser) -> list[str]:

@@ -1,15 +1,15 @@
-"""From rows to batches: tokens with their lengths, the order of an epoch, padding, and the table of what is there."""
+"""From rows to batches: tokens with their lengths, the order of an epoch, and padding."""
 
 import atexit
 import math
 import os
 import signal
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 import xxhash
 from accelerate import Accelerator
@@ -20,7 +20,6 @@ from transformers import DataCollatorWithPadding
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from no_trainer.files import no_cache
-from no_trainer.glue import Task
 from no_trainer.labels import numbers
 
 
@@ -62,40 +61,11 @@ def fingerprint(data: Dataset) -> str:
     digest = xxhash.xxh3_64()
     for table in data.with_format("arrow").iter(batch_size=10_000):
         tokens = table["input_ids"].combine_chunks()
-        for values in (tokens.value_lengths(), tokens.flatten(), table["labels"]):
-            digest.update(values.to_numpy().tobytes())
+        labels = table["labels"].combine_chunks()
+        labels = labels.flatten() if pa.types.is_list(labels.type) else labels
+        for values in (tokens.value_lengths(), tokens.flatten(), labels):
+            digest.update(values.to_numpy(zero_copy_only=False).tobytes())
     return digest.hexdigest()
-
-
-def describe(data: dict[str, Dataset], task: Task) -> str:
-    """A table of what will be trained on: rows, tokens, how many texts are cut, and the shares of the classes."""
-    width = max(map(len, data)) + 2
-    lines = [f"{'':{width}}{'rows':>9}{'tokens: median':>18}{'95 %':>7}{'max':>8}{'cut':>8}"]
-    classes = []
-    for name, dataset in data.items():
-        labels = numbers(dataset, "labels") if "labels" in dataset.column_names else None
-        if labels is None:
-            shares = ["to be predicted"]
-        elif task.labels is None:
-            shares = [f"{labels.min():.3g} to {labels.max():.3g}", f"mean {labels.mean():.3g}"]
-        else:
-            counts = np.bincount(labels, minlength=len(task.labels))
-            largest = np.argsort(-counts, kind="stable")[:5]
-            shares = [f"{task.labels[i]} {counts[i] / len(labels):.1%}" for i in largest]
-            shares += [f"and {len(counts) - 5} more"] * (len(counts) > 5)
-        classes.append(fit([f"{name:{width}}{shares[0]}", *shares[1:]], 80, width))
-        tokens = numbers(dataset, "length")
-        middle, high = np.percentile(tokens, [50, 95])
-        cut = int((tokens > task.max_length).sum())
-        lines.append(f"{name:{width}}{len(tokens):>9,}{middle:>18.0f}{high:>7.0f}{tokens.max():>8,}{cut:>8,}")
-    text = f"text: {' + '.join(task.text_columns)}, cut at {task.max_length} tokens; labels:"
-    return "\n".join([*lines, text, *classes])
-
-
-def fit(parts: Sequence[str], columns: int, indent: int) -> str:
-    """The parts with commas between them, in lines of so many columns that break between two of them."""
-    whole = ", ".join(part.replace(" ", "\0") for part in parts)
-    return textwrap.fill(whole, columns, subsequent_indent=" " * indent, break_long_words=False).replace("\0", " ")
 
 
 @dataclass(eq=False)

@@ -44,6 +44,8 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
         stop(f"{source} and --{next(iter(files))} exclude each other: {source} brings its own data")
     if not source and "train_file" not in files and (trains or not files):
         stop(f"what to train on? Give --task_name ({', '.join(GLUE)}), --dataset_name or --train_file")
+    if args.dataset_config_name and (args.task_name or not args.dataset_name):
+        stop("--dataset_config_name is for a --dataset_name of your own: a GLUE task is its own configuration")
     if args.task_name == "ax" and (trains or not args.do_predict):
         stop("--task_name ax is a test set: give --num_train_epochs 0 --do_predict and a model of mnli")
     if args.task_name and (args.text_column_names or args.label_column_name != "label"):

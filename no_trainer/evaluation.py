@@ -16,12 +16,12 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
 from torch.utils.data import DataLoader
 
-from no_trainer.batches import fit
 from no_trainer.checkpoints import leave
 from no_trainer.glue import Task, suffix
 from no_trainer.labels import numbers
 from no_trainer.launch import progress_bar
 from no_trainer.messages import stop
+from no_trainer.review import fit
 from no_trainer.run import Run, numbers_in
 
 

@@ -14,18 +14,20 @@ GLUE = {  # task: its text columns in nyu-mll/glue
     "stsb": ["sentence1", "sentence2"],
     "wnli": ["sentence1", "sentence2"],
 }
+CLASSES = {  # what the numbers of its labels stand for there
+    "cola": ["unacceptable", "acceptable"],
+    "mnli": ["entailment", "neutral", "contradiction"],
+    "ax": ["entailment", "neutral", "contradiction"],
+    "mrpc": ["not_equivalent", "equivalent"],
+    "qnli": ["entailment", "not_entailment"],
+    "qqp": ["not_duplicate", "duplicate"],
+    "rte": ["entailment", "not_entailment"],
+    "sst2": ["negative", "positive"],
+    "wnli": ["not_entailment", "entailment"],
+}
 TEST_FILES = {  # task, or a part of one: its file for GLUE's server
-    "cola": "CoLA",
-    "mnli": "MNLI-m",
-    "mnli_mm": "MNLI-mm",
-    "mrpc": "MRPC",
-    "qnli": "QNLI",
-    "qqp": "QQP",
-    "rte": "RTE",
-    "sst2": "SST-2",
-    "stsb": "STS-B",
-    "wnli": "WNLI",
-    "ax": "AX",
+    **{"cola": "CoLA", "mnli": "MNLI-m", "mnli_mm": "MNLI-mm", "mrpc": "MRPC", "qnli": "QNLI", "qqp": "QQP"},
+    **{"rte": "RTE", "sst2": "SST-2", "stsb": "STS-B", "wnli": "WNLI", "ax": "AX"},
 }
 IN_WORDS = ("mnli", "mnli_mm", "qnli", "rte", "ax")  # where the server wants the labels in words
 METRICS = {  # what each task, or kind of own data, is scored with; the tasks not named here by accuracy
@@ -35,8 +37,10 @@ METRICS = {  # what each task, or kind of own data, is scored with; the tasks no
     "stsb": ["pearson", "spearmanr"],
     "two classes": ["accuracy", "macro_f1", "f1"],
     "classes": ["accuracy", "macro_f1"],
+    "several classes": ["micro_f1", "macro_f1", "exact_match"],
     "regression": ["mse", "pearson", "spearmanr"],
 }
+ONE, SEVERAL, NUMBER = "single_label_classification", "multi_label_classification", "regression"  # transformers' names
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Task:
     values: list[Any] | None  # of column `label`, by class id; None: regression
     labels: list[str] | None  # the same classes' names, by class id
     words: list[str] | None = None  # and these as the data spells them
+    problem_type: str = ONE  # SEVERAL: a row has any number of the classes; NUMBER: regression
     mean: float = 0.0  # of the training labels, in regression
     max_length: int = 128  # at which texts are cut, in tokens
     best_metric: str = "loss"  # that tells the best model, without `eval_`
@@ -55,7 +60,7 @@ class Task:
 
 
 def is_test(split: str) -> bool:
-    """Whether a split is one whose labels nobody reads."""
+    """Whether a split is one to be predicted."""
     return split.startswith("test") or split == "ax"
 
 

@@ -8,7 +8,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, NoReturn
 
 LAUNCHERS = {  # where a launcher says how many processes it has started: where it says which of them this one is
@@ -35,9 +36,20 @@ def stop(message: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
+def many(number: int, thing: str) -> str:
+    """A number of things, in words: `1 row`, `2 rows`."""
+    return f"{number:,} {thing}" + "s" * (number != 1)
+
+
+def some(things: Iterable[str], number: int) -> str:
+    """The first five of a number of things, and how many there are besides."""
+    named = list(islice(things, 5))
+    return ", ".join(named) + f" and {number - len(named):,} more" * (number > len(named))
+
+
 def suggestion(word: str, known: Sequence[str]) -> str:
     """What to say of a name that nobody knows: the nearest one that there is."""
-    near = difflib.get_close_matches(word, known, n=1)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
     return f"; did you mean {near[0]}?" if near else ""
 
 

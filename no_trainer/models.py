@@ -1,7 +1,8 @@
-"""Pretrained models and tokenizers by name, with a message for what can be wrong with them."""
+"""Pretrained models by name, with what can be wrong with them told, and models of one's own around them."""
 
 import argparse
 import copy
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,46 +14,41 @@ from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
 from transformers import PreTrainedModel as Model
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from no_trainer.launch import say
-from no_trainer.messages import stop
+from no_trainer.messages import many, some, stop
+
+POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")  # modules: a row for each place
+CONVERT = """\
+import glob, torch, safetensors.torch as s; f = {folder!r} + "/"; \
+w = dict(x for b in glob.glob(f + "pytorch_model*.bin") for x in torch.load(b, weights_only=True).items()); \
+s.save_file({{n: t.clone() for n, t in w.items()}}, f + "model.safetensors", dict(format="pt"))"""
 
 
-def from_pretrained(kind: Any, args: argparse.Namespace, **options: Any) -> Any:
-    """What an Auto class, `kind`, makes of --model_name_or_path."""
-    name, revision, trust = args.model_name_or_path, args.model_revision, args.trust_remote_code
+def from_pretrained(kind: Any, args: argparse.Namespace, flag: str = "model_name_or_path", **options: Any) -> Any:
+    """What an Auto class, `kind`, makes of the name that this flag has."""
+    name, revision, trust = getattr(args, flag), args.model_revision, args.trust_remote_code
+    revision = revision if flag == "model_name_or_path" else "main"
     try:
         return kind.from_pretrained(name, revision=revision, trust_remote_code=trust, **options)
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        stop(
-            f"--model_name_or_path {name} has a head of another size than the {options['config'].num_labels} labels "
-            "of the data; --ignore_mismatched_sizes starts a new head"
+    except (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError, StrictDataclassError) as error:
+        stop(f"--{flag} {name}: {what_it_is(Path(name)) or error}")
+
+
+def what_it_is(folder: Path) -> str:
+    """What a folder is that is no model, and what to give instead; nothing where that is not known."""
+    if (folder / "progress.json").is_file():
+        return "this is a checkpoint of a run: --resume_from_checkpoint goes on from it; the model is in --output_dir"
+    if (folder / "adapter_config.json").is_file():
+        return "this is an adapter of PEFT: merge it into its model with merge_and_unload(), and give what that saves"
+    if list(folder.glob("pytorch_model*.bin")) and not list(folder.glob("*.safetensors")):
+        convert = CONVERT.format(folder=str(folder))
+        return (
+            f"its weights are in a pickle, which could run code; to convert them and run none: python -c '{convert}'"
         )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError) as error:
-        if any(Path(name).glob("pytorch_model*.bin")):
-            convert = f"AutoModelForSequenceClassification.from_pretrained('{name}').save_pretrained('{name}-safe')"
-            stop(
-                f"--model_name_or_path {name} has its weights in a pickle, which could run code; if you trust it: "
-                f'python -c "from transformers import *; {convert}"'
-            )
-        stop(f"--model_name_or_path {name}: {error}")
-
-
-def load_tokenizer(args: argparse.Namespace) -> Tokenizer:
-    """The model's tokenizer, with a token to pad with."""
-    tokenizer = from_pretrained(AutoTokenizer, args, use_fast=not args.use_slow_tokenizer)
-    if args.use_slow_tokenizer and tokenizer.is_fast:
-        say("warning: --use_slow_tokenizer changes nothing: this model has a fast tokenizer only")
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            stop(f"--model_name_or_path {args.model_name_or_path}: its tokenizer has no token to pad with")
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return ""
 
 
 def load_weights(
@@ -61,6 +57,9 @@ def load_weights(
     """The model of this configuration in float32, and the names of the weights that are new.
 
     `own` makes a model of one's own from it, which is saved, and loaded again, without transformers' help.
+
+    Raises:
+        SystemExit: 2, where weights beyond the head are not in the files, or have another shape there.
     """
     if saved := getattr(config, "own_class", None):
         return load_own(args, config, own, saved), set()
@@ -73,15 +72,39 @@ def load_weights(
         output_loading_info=True,
         config=config,
         dtype=torch.float32,
-        ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+        ignore_mismatched_sizes=True,  # each is looked at below
         # on the CPU, dropout inside SDPA costs more than the attention matrix it saves; on XLA its mask is read
         # by the host in each step
         attn_implementation=args.attn_implementation or ("eager" if device.type in ("cpu", "xla") else None),
         use_safetensors=True,  # a pickle could run code
     )
-    if loaded["missing_keys"] and args.num_train_epochs == 0 and not args.max_train_steps:
+    missing = set(loaded["missing_keys"])
+    shapes = {name: f"{tuple(there)} there, {tuple(here)} here" for name, there, here in loaded["mismatched_keys"]}
+    new = missing | set(shapes)
+    check_weights(args.model_name_or_path, model, new, shapes)
+    if shapes and not args.ignore_mismatched_sizes:
+        stop(
+            f"--model_name_or_path {args.model_name_or_path} has a head of another size than the {config.num_labels} "
+            "labels of the data; --ignore_mismatched_sizes starts a new head"
+        )
+    if new and args.num_train_epochs == 0 and not args.max_train_steps:
         say(f"warning: {args.model_name_or_path} has no trained head: what it answers is drawn at random")
-    return own(model) if own else model, set(loaded["missing_keys"])
+    return own(model) if own else model, new
+
+
+def check_weights(name: str, model: Model, new: set[str], shapes: dict[str, str]) -> None:
+    """Whether only the head is new, and perhaps the pooler, which many base models come without."""
+    body = f"{model.base_model_prefix}."
+    lost = sorted(weight for weight in new if weight.startswith(body) and ".pooler." not in weight)
+    if lost:
+        total = sum(weight.startswith(body) for weight, _ in model.named_parameters())
+        found = [f"{weight} ({shapes[weight]})" if weight in shapes else weight for weight in lost]
+        stop(
+            f"--model_name_or_path {name}: {len(lost)} of the {many(total, 'weight')} below the head are not in its "
+            f"files as its model type, {model.config.model_type}, has them: {some(found, len(found))}"
+        )
+    if pooler := sorted(weight for weight in new if weight.startswith(body)):
+        say(f"the model comes without a pooler: {some(pooler, len(pooler))} start at random, as the head does")
 
 
 def load_own(args: argparse.Namespace, config: PretrainedConfig, own: Callable | None, saved: str) -> torch.nn.Module:
@@ -105,16 +128,33 @@ def save_model(model: torch.nn.Module, weights: dict[str, torch.Tensor], folder:
         config.save_pretrained(folder)
 
 
-def fit_length(max_length: int, model: Model, tokenizer: Tokenizer) -> int:
-    """--max_length, or what the model has positions for if that is less."""
-    limits = [tokenizer.model_max_length]
-    if (positions := getattr(model.config, "max_position_embeddings", None) or 0) > 0:
-        padding = [m.padding_idx for n, m in model.named_modules() if n.endswith("position_embeddings")]
-        # RoBERTa and its kin count positions from the one after the padding's
-        limits.append(positions - (padding[0] + 1 if padding and padding[0] is not None else 0))
-    if max_length > min(limits):
+def position_tables(model: torch.nn.Module) -> list[torch.nn.Embedding]:
+    """The embeddings of absolute positions; none where a model has relative ones, or rotates."""
+    named = ((name.rpartition(".")[2], module) for name, module in model.named_modules())
+    return [module for name, module in named if name in POSITIONS and isinstance(module, torch.nn.Embedding)]
+
+
+def fit_length(max_length: int, model: torch.nn.Module) -> int:
+    """The length that texts are cut at, or what the model has positions for if that is less."""
+    config, limits = getattr(model, "config", None), []
+    for table in position_tables(model):
+        # RoBERTa and its kin count positions from the one after the padding's, BART and its kin from the third
+        skipped = getattr(table, "offset", 0) or (0 if table.padding_idx is None else table.padding_idx + 1)
+        limits.append(table.num_embeddings - skipped)
+    relative = getattr(config, "relative_attention", False) or "relative" in str(
+        getattr(config, "position_embedding_type", "")
+    )
+    if not limits and not relative and (rotated := getattr(config, "max_position_embeddings", None) or 0) > 0:
+        limits.append(rotated)
+    if limits and max_length > min(limits):
         say(f"warning: --max_length {max_length} is more than the model can read; it is lowered to {min(limits)}")
-    return min(max_length, *limits)
+    return min([max_length, *limits])
+
+
+def has_mask(model: torch.nn.Module) -> bool:
+    """Whether a model can be told what is padding; if not, its answer depends on how much there is."""
+    taken = inspect.signature(model.forward).parameters
+    return "attention_mask" in taken or any(one.kind == one.VAR_KEYWORD for one in taken.values())
 
 
 def name_model(model: torch.nn.Module) -> str:

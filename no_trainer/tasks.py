@@ -1,58 +1,53 @@
 """From flags to the splits of a data set, and to what is to be learned from them."""
 
 import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
-from datasets import Dataset, Value
+from datasets import ClassLabel, Dataset, Value
 from transformers import AutoConfig
 
-from no_trainer.files import read, read_files
-from no_trainer.glue import GLUE, METRICS, Task, is_test
-from no_trainer.labels import (
-    cast,
-    check_labels,
-    check_values,
-    find_classes,
-    match_labels,
-    name_labels,
-    numbers,
-    type_labels,
-)
+from no_trainer.classes import find_classes, match_labels
+from no_trainer.columns import count_empty, find_text_columns, first_unreadable
+from no_trainer.files import place_of, read_dataset, read_files
+from no_trainer.glue import CLASSES, GLUE, METRICS, NUMBER, ONE, SEVERAL, Task, is_test
+from no_trainer.labels import cast, check_labels, check_values, inner, is_list, name_labels, numbers, type_labels
 from no_trainer.launch import say
-from no_trainer.messages import stop, suggestion
+from no_trainer.messages import many, stop, suggestion
 from no_trainer.models import from_pretrained
+
+VALIDATION = ("dev", "valid", "val")  # other names of the split
+MEMORY = "glue_no_trainer"  # where a model's configuration has the columns and the length that it was trained on
 
 
 def load_data(args: argparse.Namespace, fold: int = 4, folds: int = 10) -> tuple[dict[str, Dataset], Task]:
     """The splits by name (train; validation or MNLI's two; what to predict), and what is to be learned from them.
 
-    Their columns are `label`, except in what is to be predicted, and those of Task.text_columns, as text. Where there
-    is no validation data, it is fold number `fold` of `folds` that the training data is cut into.
+    Their columns are those of Task.text_columns, as text, and `label`, which what is to be predicted may lack. Where
+    there is no validation data, it is fold number `fold` of `folds` that the training data is cut into.
     """
-    splits = read_splits(args)
-    known = next(iter(splits.values())).column_names
-    text_columns = (
-        GLUE.get(args.task_name) or args.text_column_names or find_text_columns(known, args.label_column_name)
-    )
-    splits = {name: keep_columns(data, name, text_columns, args) for name, data in splits.items()}
-    labelled = {name: data for name, data in splits.items() if not is_test(name)}
-    for name, data in labelled.items():
-        check_labels(data, name)
+    splits, memory, where = read_splits(args), remembered(args), partial(name_row, args)
+    text_columns = choose_text_columns(args, next(iter(splits.values())), memory)
+    splits = {name: keep_columns(data, name, text_columns, args, where) for name, data in splits.items()}
+    labelled = {name: check_labels(data, name, where) for name, data in splits.items() if not is_test(name)}
     if labelled and not args.task_name:
         if len({str(data.features["label"]) for data in labelled.values()}) > 1:
             labelled = {name: name_labels(data) for name, data in labelled.items()}
-        file = (args.train_file or args.validation_file or [""])[0].lower()
-        labelled = type_labels(labelled, as_text=file.endswith((".csv", ".tsv")))
-    task = find_task(labelled, text_columns, args)
+        if not isinstance(next(iter(labelled.values())).features["label"], ClassLabel):
+            labelled = type_labels(labelled, where)
+    task = find_task(labelled, text_columns, args, memory.get("max_length", 128), where)
     if labelled.keys() == {"train"}:
-        labelled = hold_out(labelled["train"], args.seed, fold, folds)
-    splits = labelled | {name: data for name, data in splits.items() if is_test(name)}
+        labelled = hold_out(labelled["train"], fold, folds)
+    tests = {name: keep_answers(data, name, task) for name, data in splits.items() if is_test(name)}
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
+    splits = labelled | tests
     for name, data in splits.items():
         limit = limits["test" if is_test(name) else name.split("_")[0]]
         splits[name] = data.select(range(min(limit or len(data), len(data))))
-    if "train" in splits and task.values and len(splits["train"].unique("label")) < 2:
+    if "train" in splits and task.problem_type == ONE and len(splits["train"].unique("label")) < 2:
         say("warning: the rows that --max_train_samples leaves are of one class: the file is sorted; mix its rows")
     return splits, task
 
@@ -64,11 +59,14 @@ def read_splits(args: argparse.Namespace) -> dict[str, Dataset]:
         columns = [*args.text_column_names, args.label_column_name] if args.text_column_names else []
         return {name: read_files(files, columns) for name, files in named.items() if files}
     source = args.dataset_name or "nyu-mll/glue"
-    splits = dict(read(source, source, *([args.task_name] if args.task_name else [])))
+    splits = read_dataset(source, args.dataset_config_name or args.task_name)
     if args.task_name == "mnli" and args.do_predict:
-        splits["ax"] = read(source, source, "ax", split="test")
+        splits["ax"] = read_dataset(source, "ax")["test"]
     if args.task_name == "ax":
         return {"ax": splits["test"]}
+    other = next((name for name in VALIDATION if name in splits), None)
+    if other and "validation" not in splits:
+        splits["validation"] = splits[other]
     wanted = ["train", "validation", "validation_matched", "validation_mismatched"]
     splits = {name: data for name, data in splits.items() if name in wanted or (args.do_predict and is_test(name))}
     if "train" not in splits:
@@ -78,75 +76,143 @@ def read_splits(args: argparse.Namespace) -> dict[str, Dataset]:
     return splits
 
 
-def find_text_columns(columns: list[str], label: str = "label") -> list[str]:
-    """The columns to read where nobody has named them."""
-    if {"sentence1", "sentence2"} <= {*columns} - {label}:
-        return ["sentence1", "sentence2"]
-    numbered = ("id", "idx", "index", "__index_level_0__", "unnamed: 0")  # the last two are pandas'
-    others = [name for name in columns if name.lower() not in numbered and name != label]
-    others = [name for name in others if not name.startswith(f"{label}_")]  # label_text would give the answer away
-    if not others:
-        stop(f"the data has no column of text beside {label!r}; --text_column_names names one")
-    if len(others) > 2:
-        say(f"warning: of the columns {', '.join(others)} the first two are read; --text_column_names names others")
-    return others[:2]
+def name_row(args: argparse.Namespace, split: str, row: int) -> str:
+    """Where a row of a split, counted from 0, stands."""
+    files = getattr(args, f"{split}_file", None)
+    return place_of(files, row) if files else f"row {row + 1} of the {split} data"
 
 
-def keep_columns(data: Dataset, name: str, text_columns: list[str], args: argparse.Namespace) -> Dataset:
+def trains(args: argparse.Namespace) -> bool:
+    return bool(args.num_train_epochs or args.max_train_steps)
+
+
+def remembered(args: argparse.Namespace) -> dict[str, Any]:
+    """What the model knows of the data that this script has trained it on, if it has."""
+    if trains(args) and not (Path(args.model_name_or_path) / "config.json").is_file():
+        return {}
+    return getattr(from_pretrained(AutoConfig, args), MEMORY, None) or {}
+
+
+def choose_text_columns(args: argparse.Namespace, data: Dataset, memory: dict[str, Any]) -> list[str]:
+    """The columns to read: those of the task, of the flag, or that the model was trained on; else a guess."""
+    if args.task_name:
+        return GLUE["mnli" if args.task_name == "ax" else args.task_name]
+    learned = memory.get("text_columns") or []
+    missing = [column for column in learned if column not in data.column_names]
+    if args.text_column_names or (learned and not missing):
+        return args.text_column_names or learned
+    if learned and not trains(args):
+        stop(
+            f"the model was trained on the column {' and '.join(learned)}, but the data has no {missing[0]!r}; its "
+            f"columns are {', '.join(data.column_names)}; --text_column_names says which to read instead"
+        )
+    return find_text_columns(data, args.label_column_name)
+
+
+def keep_columns(
+    data: Dataset, name: str, text_columns: list[str], args: argparse.Namespace, where: Callable[[str, int], str]
+) -> Dataset:
     """The text columns of a split, as text, and its column of labels, as `label`."""
-    wanted = text_columns if is_test(name) else [*text_columns, args.label_column_name]
+    wanted, label = list(text_columns), args.label_column_name
+    if not is_test(name) or (label in data.column_names and not args.task_name):
+        wanted.append(label)
     if missing := [column for column in wanted if column not in data.column_names]:
-        flag = "label_column_name" if missing[0] == args.label_column_name else "text_column_names"
+        flag = "label_column_name" if missing[0] == label else "text_column_names"
         other = f"{suggestion(missing[0], data.column_names)}; --{flag} chooses another" * (not args.task_name)
         columns = ", ".join(data.column_names)
         stop(f"the {name} data has no column {missing[0]!r}; its columns are {columns}{other}")
     if len(data) == 0:
         stop(f"the {name} data has no rows")
     data = data.select_columns(wanted)
-    if args.label_column_name in wanted and args.label_column_name != "label":
-        data = data.rename_column(args.label_column_name, "label")
+    if label in wanted and label != "label":
+        data = data.rename_column(label, "label")
     for column in text_columns:
+        if unreadable := first_unreadable(data, column):
+            row, what = unreadable
+            stop(f"{where(name, row)}: column {column} holds {what}, which is no text")
         if data.features[column] != Value("string"):
             data = cast(data, column, "string", name)
-        texts = data.with_format("arrow")[column][:]
-        full = pc.sum(pc.greater(pc.utf8_length(texts), 0)).as_py() or 0
-        if full < len(data) and not args.task_name:
-            say(f"warning: {len(data) - full} of {len(data)} rows of the {name} data have an empty {column}")
+        if (empty := count_empty(data, column)) and not args.task_name:
+            say(f"warning: {many(empty, 'row')} of {len(data):,} of the {name} data have an empty {column}")
     return data
 
 
-def find_task(splits: dict[str, Dataset], text_columns: list[str], args: argparse.Namespace) -> Task:
+def find_task(
+    splits: dict[str, Dataset],
+    text_columns: list[str],
+    args: argparse.Namespace,
+    max_length: int,
+    where: Callable[[str, int], str],
+) -> Task:
     """The classes, or that there are none, from the training data; where there is none, from the model."""
-    train, values, labels = splits.get("train"), None, None
+    train, values, labels, kind = splits.get("train"), None, None, ONE
     if args.task_name == "ax":
-        values, labels = [0, 1, 2], ["entailment", "neutral", "contradiction"]
+        values, labels = [0, 1, 2], CLASSES["ax"]
     elif train is not None:
         values, labels = find_classes(train)
+        kind = SEVERAL if is_list(train.features["label"]) else ONE
+        known = CLASSES.get(args.task_name, [])
+        if known and values == list(range(len(known))) and inner(train.features["label"]).dtype.startswith("int"):
+            labels = labels if isinstance(train.features["label"], ClassLabel) else known
     else:
         config = from_pretrained(AutoConfig, args)
         if config.num_labels > 1:  # with one it answers with a number
             labels = [str(config.id2label[index]) for index in range(config.num_labels)]
             values = match_labels(labels, splits.get("validation"))
+            kind = SEVERAL if config.problem_type == SEVERAL else ONE
     for name, data in splits.items():
-        check_values(data, name, values)
-    if values is None:
-        mean = float(np.mean(numbers(train, "label"))) if train else 0.0
-        return Task(METRICS[args.task_name or "regression"], text_columns, None, None, mean=mean)
-    own = "two classes" if len(values) == 2 else "classes"
-    metrics = METRICS.get(args.task_name or own, ["accuracy"])
-    return Task(metrics, text_columns, values, labels, list(labels))
+        check_values(data, name, values, where)
+    kind = NUMBER if values is None else kind
+    own = {NUMBER: "regression", SEVERAL: "several classes"}.get(kind)
+    own = own or ("two classes" if len(values) == 2 else "classes")
+    return Task(
+        metrics=METRICS.get(args.task_name or own, ["accuracy"]),
+        text_columns=text_columns,
+        values=values,
+        labels=labels,
+        words=labels and list(labels),
+        problem_type=kind,
+        mean=float(np.mean(numbers(train, "label"))) if values is None and train else 0.0,
+        max_length=args.max_length or max_length,
+    )
 
 
-def hold_out(data: Dataset, seed: int, fold: int, folds: int) -> dict[str, Dataset]:
-    """`train` and `validation`: every `folds`th row by label, so that each class, or size, has its share."""
-    rows = np.random.default_rng(seed).permutation(len(data))
-    labels = np.array(data["label"][:])
+def hold_out(data: Dataset, fold: int, folds: int) -> dict[str, Dataset]:
+    """`train` and `validation`: every `folds`th row by label, so that each class, or size, has its share.
+
+    They are the same rows whatever the --seed, so that runs with several seeds are scored on the same ones.
+    """
+    rows = np.random.default_rng(0).permutation(len(data))
+    labels = data["label"][:]
+    labels = np.array(["|".join(sorted(label)) for label in labels] if is_list(data.features["label"]) else labels)
     rows = rows[np.argsort(labels[rows], kind="stable")]
     names, counts = np.unique(labels, return_counts=True)
     alone = set(names[counts == 1]) if labels.dtype.kind != "f" else set()
     held = [row for row in rows[min(fold, len(rows) - 1) :: folds] if labels[row] not in alone]
     if not held or len(held) == len(data):
-        stop(f"{len(data)} rows are too few to hold some out for validation: give a --validation_file")
+        stop(f"{many(len(data), 'row')} are too few to hold some out for validation: give a --validation_file")
     say(f"no validation data is given: {len(held)} rows of {len(data)} are held out, stratified by label")
     rest = sorted(set(range(len(data))) - set(held))
     return {"train": data.select(rest), "validation": data.select(sorted(held))}
+
+
+def keep_answers(data: Dataset, name: str, task: Task) -> Dataset:
+    """What is to be predicted, with its labels if all of them are ones that the model could give."""
+    if "label" not in data.column_names:
+        return data
+    labels = name_labels(data)["label"][:] if -1 not in data["label"][:] else [None]
+    known = {str(name): value for name, value in zip(task.labels or [], task.values or [], strict=True)}
+    known |= {str(word): value for word, value in zip(task.words or [], task.values or [], strict=True)}
+    known |= {str(value): value for value in task.values or []}
+    try:
+        if task.problem_type == NUMBER:
+            answers = [float(label) for label in labels]
+        elif task.problem_type == SEVERAL:
+            answers = [[known[str(word)] for word in label] for label in labels]
+        else:
+            answers = [known[str(label).strip() if isinstance(label, str) else str(label)] for label in labels]
+    except (TypeError, ValueError, KeyError):
+        if any(label not in (None, "", -1) for label in labels):
+            say(f"the labels of the {name} data are not all known to the model: it is predicted, but not scored")
+        return data.remove_columns("label")
+    return data.remove_columns("label").add_column("label", answers)

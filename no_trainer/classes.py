@@ -1,0 +1,120 @@
+"""Which classes there are, what they are called, and in which order a model has them."""
+
+import re
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from datasets import ClassLabel, Dataset
+from transformers import PretrainedConfig
+
+from no_trainer.glue import METRICS, Task
+from no_trainer.labels import NUMBERS, is_list
+from no_trainer.launch import say
+from no_trainer.messages import some, stop
+
+
+def find_classes(data: Dataset) -> tuple[list[Any] | None, list[str] | None]:
+    """The values of column `label` and their names, by class id; None and None where they are numbers to learn."""
+    feature = data.features["label"]
+    if isinstance(feature, ClassLabel):
+        return list(range(len(feature.names))), list(feature.names)
+    labels = data["label"][:]
+    if is_list(feature):
+        labels = [value for row in labels for value in row]
+        if not labels:
+            stop("the training data has no class at all: every list of labels is empty")
+    elif feature.dtype.startswith("float"):
+        warn_of_numbers(data.unique("label"))
+        return None, None
+    values = sorted(set(labels))
+    if len(values) < 2 and not is_list(feature):
+        stop(f"the training data has only one class, {str(values[0])!r}: there is nothing to tell apart")
+    warn_of_labels(Counter(map(str, labels)))
+    return values, [str(value) for value in values]
+
+
+def warn_of_numbers(found: list[float]) -> None:
+    """Say that labels with a decimal point are numbers to predict, where they look like classes."""
+    if len(found) < 10 and all(float(value).is_integer() for value in found):
+        written = some(map(str, sorted(found)), len(found))
+        say(
+            f"warning: the labels {written} have a decimal point, so they are numbers to predict; 0, 1 ... are classes"
+        )
+
+
+def warn_of_labels(counts: Counter[str]) -> None:
+    """Say what in a column of classes has often been a mistake; `counts` are the rows of each."""
+    alike: dict[str, list[str]] = {}
+    for label in sorted(counts):
+        alike.setdefault(" ".join(label.lower().split()), []).append(repr(label))
+    for names in alike.values():
+        if len(names) > 1:
+            say(f"warning: the labels {' and '.join(names)} differ only in capitals or spaces")
+    odd = sorted(repr(label) for label in counts if not re.fullmatch(NUMBERS["float64"], label.strip()))
+    if all(re.fullmatch(r"-?\d+,\d+", label) for label in counts):
+        say("warning: the labels look like numbers; with a decimal point, as in 1.5, they are numbers to predict")
+    elif len(counts) > 8 and all(re.fullmatch(r"-?\d+", label) for label in counts):
+        say("warning: whole numbers are classes; with a decimal point, as in 4.0, they are numbers to predict")
+    elif 0 < len(odd) * 4 < len(counts):
+        say(f"warning: most labels are numbers; {some(odd, len(odd))} makes classes of all of them")
+    if rare := sorted(label for label in counts if counts[label] < 10):
+        say(f"warning: fewer than ten rows of the training data have the label {some(rare, len(rare))}")
+
+
+def match_labels(names: list[str], data: Dataset | None) -> list[Any]:
+    """What the data calls the classes of a model: their names in any case, or numbers, which it then says."""
+    written = data.unique("label") if data and not is_list(data.features["label"]) else []
+    if not written or not all(isinstance(label, int) for label in written):
+        spelled = {str(label).lower(): label for label in written}
+        return [spelled.get(name.lower(), name) for name in names]
+    if own := getattr(data.features["label"], "names", None):
+        numbers = {name.lower(): number for number, name in enumerate(own)}
+        return [numbers.get(name.lower(), name) for name in names]
+    standing = numbers_in_names(names)
+    by_name = set(written) <= set(standing)
+    values = standing if by_name else list(range(len(names)))
+    if names != list(map(str, values)):
+        how = "by the numbers in their names" if by_name else "in the model's order"
+        pairs = [f"{value} is {name}" for value, name in zip(values, names, strict=True)]
+        say(f"the labels are numbers; they are taken as the model's classes {how}: {some(pairs, len(pairs))}")
+    return values
+
+
+def numbers_in_names(names: list[str]) -> list[int]:
+    """The number that stands in each name, as in `4 stars`; none where a name has none, or not one of its own."""
+    found = [re.findall(r"-?\d+", name) for name in names if not re.match("label_", name, re.IGNORECASE)]
+    values = {int(numbers[0]) for numbers in found if len(numbers) == 1}
+    return [int(numbers[0]) for numbers in found] if len(values) == len(names) else []
+
+
+def in_models_order(task: Task, config: PretrainedConfig, new_head: bool = False) -> Task:
+    """The task with the classes of the model, in their order, if the model knows all of the data's by name.
+
+    A class of the model that the data has no row of keeps its place in the head, unless a `new_head` is wanted.
+    """
+    if not task.labels:
+        return task
+    names = [str(config.id2label[index]) for index in sorted(config.id2label)]
+    keys = [name.lower() for name in names]
+    standing = numbers_in_names(names)
+    if standing and all(isinstance(value, int) for value in task.values) and set(task.values) <= set(standing):
+        keys = list(map(str, standing))
+    place = {label.lower(): index for index, label in enumerate(task.labels)}
+    missing = [name for key, name in zip(keys, names, strict=True) if key not in place]
+    if place.keys() <= set(keys) and len(set(keys)) == len(keys) and not (missing and new_head):
+        if missing:
+            say(f"the model also knows the class {some(missing, len(missing))}, of which the data has no row")
+        known = zip(keys, names, strict=True)
+        values, words = zip(
+            *((task.values[place[k]], task.words[place[k]]) if k in place else (name, name) for k, name in known),
+            strict=True,
+        )
+        metrics = METRICS["classes"] if missing and task.metrics == METRICS["two classes"] else task.metrics
+        return replace(task, values=list(values), words=list(words), labels=names, metrics=metrics)
+    if not all(re.fullmatch(r"label_\d+", key) for key in keys):
+        say(
+            f"warning: the model's labels ({', '.join(names)}) are not the data's ({', '.join(task.labels)}); "
+            "the data's are used"
+        )
+    return task

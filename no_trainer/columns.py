@@ -1,0 +1,87 @@
+"""Which columns of a data set are texts to read, where nobody has named them."""
+
+import re
+from itertools import islice
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, Value
+
+from no_trainer.launch import say
+from no_trainer.messages import stop
+
+PAIRS = [{"sentence1", "sentence2"}, {"premise", "hypothesis"}, {"question", "answer"}, {"text", "text_pair"}]
+ROW_NUMBERS = ("id", "idx", "index", "guid", "uuid", "__index_level_0__", "unnamed: 0")  # the last two are pandas'
+DATE = r"\s*(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2} \w{3,9} \d{4}|\w{3,9} \d{1,2},? \d{4})([T ,]+\d{1,2}:\d\d.*)?\s*"
+NUMBER = r"\s*[-+]?[\d.,]*\d[\d.,]*(e[-+]?\d+)?\s*%?\s*"
+SAMPLE = 2000  # rows that are looked at
+
+
+def find_text_columns(data: Dataset, label: str = "label") -> list[str]:
+    """The first one or two columns of text that are neither the label nor something that gives it away."""
+    names = [name for name in data.column_names if name != label]
+    if {"sentence1", "sentence2"} <= set(names):
+        return ["sentence1", "sentence2"]
+    named = [name for name in names if name.lower() not in ROW_NUMBERS and "label" not in name.lower()]
+    if not named:
+        stop(f"the data has no column of text beside {label!r}; --text_column_names names one")
+    sample = data.select(range(min(len(data), SAMPLE)))
+    texts = {name: cells for name in named if (cells := texts_of(sample, name)) is not None}
+    texts = {name: cells for name, cells in texts.items() if not is_number_or_date(cells)} or texts
+    sentences = {name: cells for name, cells in texts.items() if any(" " in cell.strip() for cell in cells)} or texts
+    if len(sentences) > 1 and label in data.column_names:
+        answers = list(map(str, sample[label][:]))
+        sentences = {name: cells for name, cells in sentences.items() if not gives_away(cells, answers)} or sentences
+    found = list(sentences or named)[:2]
+    if len(found) == 2 and set(map(str.lower, found)) not in PAIRS:
+        others = [name for name in names if name not in found]
+        rest = f" (not {', '.join(others)})" if others else ""
+        say(
+            f"warning: two columns are read, as a pair of texts: {found[0]} and {found[1]}{rest}; "
+            f"to read one: --text_column_names {found[0]}"
+        )
+    return found
+
+
+def texts_of(data: Dataset, name: str) -> list[str] | None:
+    """The cells of a column that may hold texts; None where its type says that it does not."""
+    feature = data.features[name]
+    if not isinstance(feature, Value) or isinstance(feature, ClassLabel) or "string" not in feature.dtype:
+        return None
+    return [cell or "" for cell in data[name][:]]
+
+
+def is_number_or_date(cells: list[str]) -> bool:
+    """Whether every cell that is filled is a number, or every one a date or a time."""
+    filled = [cell for cell in cells if cell.strip()]
+    return any(filled and all(re.fullmatch(form, cell, re.IGNORECASE) for cell in filled) for form in (NUMBER, DATE))
+
+
+def gives_away(cells: list[str], answers: list[str]) -> bool:
+    """Whether the label can be told from the column: few values, each with one label."""
+    of_value: dict[str, set[str]] = {}
+    for cell, answer in zip(cells, answers, strict=True):
+        of_value.setdefault(cell, set()).add(answer)
+    few = len(of_value) <= max(2, len(cells) // 4)
+    return few and all(len(found) == 1 for found in of_value.values())
+
+
+def count_empty(data: Dataset, column: str) -> int:
+    """The rows without a text in this column."""
+    lengths = pc.utf8_length(data.with_format("arrow")[column][:])
+    return len(data) - (pc.sum(pc.greater(lengths, 0)).as_py() or 0)
+
+
+def first_unreadable(data: Dataset, column: str) -> tuple[int, str] | None:
+    """The first row whose cell is a list or an object, and which of them; None where there is none."""
+    kind = data.data.schema.field(column).type
+    if not (pa.types.is_nested(kind) or pa.types.is_binary(kind)):
+        return None
+    rows = islice(enumerate(data.with_format("arrow")[column][:]), None)
+    for row, cell in rows:
+        value = cell.as_py()
+        if isinstance(value, bytes):
+            value = {b"[": [], b"{": {}}.get(value[:1])
+        if isinstance(value, (list, dict)):
+            return row, "a list" if isinstance(value, list) else "an object"
+    return None

@@ -1,0 +1,91 @@
+"""What is learned from, before it is: a table of the data, and a line on each thing that often is a mistake."""
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from datasets import Dataset
+
+from no_trainer.glue import NUMBER, SEVERAL, Task, is_test
+from no_trainer.labels import numbers
+from no_trainer.launch import say
+from no_trainer.messages import many
+
+
+def review(splits: dict[str, Dataset], data: dict[str, Dataset], task: Task) -> str:
+    """Say what the data is, as texts and tokenized, and what looks wrong with it; returns the table."""
+    table = describe(data, task)
+    say(table)
+    warn_of_texts(splits, task)
+    warn_of_length(data, task)
+    return table
+
+
+def describe(data: dict[str, Dataset], task: Task) -> str:
+    """A table of what will be trained on: rows, tokens, how many texts are cut, and the shares of the classes."""
+    width = max(map(len, data)) + 2
+    lines = [f"{'':{width}}{'rows':>9}{'tokens: median':>18}{'95 %':>7}{'max':>8}{'cut':>8}"]
+    classes = []
+    for name, split in data.items():
+        shares = describe_labels(split, task)
+        classes.append(fit([f"{name:{width}}{shares[0]}", *shares[1:]], 80, width))
+        tokens = numbers(split, "length")
+        middle, high = np.percentile(tokens, [50, 95])
+        cut = int((tokens > task.max_length).sum())
+        lines.append(f"{name:{width}}{len(tokens):>9,}{middle:>18.0f}{high:>7.0f}{tokens.max():>8,}{cut:>8,}")
+    text = f"text: {' + '.join(task.text_columns)}, cut at {task.max_length} tokens; labels:"
+    return "\n".join([*lines, text, *classes])
+
+
+def describe_labels(split: Dataset, task: Task) -> list[str]:
+    """The shares of the largest classes, or the range of the numbers."""
+    if "labels" not in split.column_names:
+        return ["to be predicted"]
+    labels = numbers(split, "labels")
+    if task.problem_type == NUMBER:
+        return [f"{labels.min():.3g} to {labels.max():.3g}", f"mean {labels.mean():.3g}"]
+    counts = labels.sum(0) if task.problem_type == SEVERAL else np.bincount(labels, minlength=len(task.labels))
+    largest = np.argsort(-counts, kind="stable")[:5]
+    shares = [f"{task.labels[i]} {counts[i] / len(labels):.1%}" for i in largest]
+    return shares + [f"and {len(counts) - 5} more"] * (len(counts) > 5)
+
+
+def fit(parts: Sequence[str], columns: int, indent: int) -> str:
+    """The parts with commas between them, in lines of so many columns that break between two of them."""
+    whole = ", ".join(part.replace(" ", "\0") for part in parts)
+    return textwrap.fill(whole, columns, subsequent_indent=" " * indent, break_long_words=False).replace("\0", " ")
+
+
+def warn_of_texts(splits: dict[str, Dataset], task: Task) -> None:
+    """Say how many rows stand in training and validation, and how many texts have two labels."""
+    if "train" not in splits:
+        return
+    train, labels = hash_texts(splits["train"], task.text_columns), splits["train"]["label"][:]
+    for name in [name for name in splits if name != "train" and not is_test(name)]:
+        own = hash_texts(splits[name], task.text_columns)
+        if both := int(np.isin(own, train).sum()):
+            rows = f"{many(both, 'row')} of {len(own):,} of the {name} data"
+            say(f"warning: {rows} have a text that stands in the training data, too")
+    pairs = np.stack([train, np.array([hash(str(label)) for label in labels])])
+    texts, labels_of = np.unique(np.unique(pairs, axis=1)[0], return_counts=True)
+    if (twice := texts[labels_of > 1]).size:
+        row = splits["train"][int(np.flatnonzero(np.isin(train, twice))[0])]
+        text = textwrap.shorten(row[task.text_columns[0]], 50, placeholder=" ...")
+        say(f"warning: {many(twice.size, 'text')} of the training data with more than one label, such as {text!r}")
+
+
+def hash_texts(data: Dataset, columns: list[str]) -> np.ndarray:
+    """A number for the texts of each row, [rows]; the same for the same texts, in this process."""
+    return np.fromiter(map(hash, zip(*(data[column][:] for column in columns), strict=True)), np.int64, len(data))
+
+
+def warn_of_length(data: dict[str, Dataset], task: Task) -> None:
+    """Say where most texts are cut, and at which --max_length few would be."""
+    for name, split in data.items():
+        tokens = numbers(split, "length")
+        if (cut := int((tokens > task.max_length).sum())) * 2 > len(tokens):
+            most = int(np.percentile(tokens, 95))
+            say(
+                f"warning: {cut:,} of the {len(tokens):,} texts of the {name} data are cut at {task.max_length} "
+                f"tokens; --max_length {most} would hold 95 % of them"
+            )
