@@ -9,6 +9,7 @@
 #   "datasets>=5.0,<6",
 #   "evaluate>=0.4.6,<0.5",
 #   "accelerate>=1.15,<2",
+#   "tokenizers>=0.22",
 #   "safetensors>=0.8",
 #   "numpy>=2.0",
 #   "scikit-learn>=1.7",
@@ -101,7 +102,7 @@ from no_trainer.evaluation import agree, compute_metrics, predict, scores, with_
 from no_trainer.glue import SEVERAL, Task, is_test, suffix
 from no_trainer.labels import numbers
 from no_trainer.launch import hardware, one_first, progress_bar, say, start_accelerator, tune_cpu
-from no_trainer.models import fit_length, from_pretrained, has_mask, load_weights, name_model
+from no_trainer.models import fit_length, from_pretrained, load_weights, name_model, reads_padding
 from no_trainer.results import finish, load_best, note_best, share_model, write_predictions
 from no_trainer.review import review
 from no_trainer.run import Run, log, log_losses, out_of_patience, plan_schedule, read_losses, restoring_signals
@@ -205,7 +206,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     lengths = None if args.no_group_by_length else np.minimum(numbers(train_data, "length"), task.max_length)
     sampler = GlobalBatchSampler(len(train_data), global_batch, batch_size, args.seed, lengths)
     # one length, too, where each new shape is compiled, or where padding changes the model's answer
-    one_length = args.pad_to_max_length or accelerator.device.type == "xla" or not has_mask(model)
+    one_length = args.pad_to_max_length or accelerator.device.type == "xla" or reads_padding(model)
     collate = make_collate(tokenizer, accelerator, task.max_length if one_length else None)
     workers, eval_size = args.dataloader_num_workers, args.per_device_eval_batch_size
     train_loader = make_loader(accelerator, train_data, collate, workers, batch_sampler=sampler)

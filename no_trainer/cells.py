@@ -74,12 +74,12 @@ def read_header(file: str, line: str) -> tuple[Format, list[str], list[str]]:
     notes = []
     form = Format(file, "\t" if file.lower().endswith(".tsv") else ",", skip_space=False)
     try:
-        names = next(form.rows([line]), [])
+        names = next(form.rows([line], strict=False), [])
         if len(names) == 1:
-            widths = {other: len(next(Format(file, other, False).rows([line]))) for other in SEPARATORS}
+            widths = {other: len(next(Format(file, other, False).rows([line], strict=False))) for other in SEPARATORS}
             if widths[other := max(widths, key=widths.get)] > 1:
                 form.separator = other
-                names = next(form.rows([line]))
+                names = next(form.rows([line], strict=False))
                 notes.append(f"its cells are separated by {SEPARATORS[other]}")
     except csv.Error as error:
         stop(f"{file}, line 1: {error}")
@@ -119,9 +119,9 @@ def strict_rows(form: Format, lines: list[str], notes: list[str]) -> tuple[list[
             begin = reader.line_num
     except csv.Error:
         return None
-    spans = [(begin, end) for begin, end in zip(begins, [*begins[1:], len(lines)], strict=True) if end > begin + 1]
-    whole = sum(all(line.count(form.separator) == form.width - 1 for line in lines[a:b]) for a, b in spans)
-    if whole:
+    broken = [begin for begin, row in zip(begins, rows, strict=True) if any("\n" in cell for cell in row)]
+    ends = dict(zip(begins, [*begins[1:], len(lines)], strict=False))
+    if whole := sum(all(line.count(form.separator) == form.width - 1 for line in lines[b : ends[b]]) for b in broken):
         notes.append(f"{many(whole, 'row')} with a quoted cell over several lines, each of which could be a row")
     return rows, begins
 

@@ -105,9 +105,9 @@ def in_models_order(task: Task, config: PretrainedConfig, new_head: bool = False
     if place.keys() <= set(keys) and len(set(keys)) == len(keys) and not (missing and new_head):
         if missing:
             say(f"the model also knows the class {some(missing, len(missing))}, of which the data has no row")
-        known = zip(keys, names, strict=True)
+        known, spelled = zip(keys, names, strict=True), task.words or task.labels
         values, words = zip(
-            *((task.values[place[k]], task.words[place[k]]) if k in place else (name, name) for k, name in known),
+            *((task.values[place[k]], spelled[place[k]]) if k in place else (name, name) for k, name in known),
             strict=True,
         )
         metrics = METRICS["classes"] if missing and task.metrics == METRICS["two classes"] else task.metrics

@@ -12,8 +12,12 @@ from no_trainer.messages import stop
 
 PAIRS = [{"sentence1", "sentence2"}, {"premise", "hypothesis"}, {"question", "answer"}, {"text", "text_pair"}]
 ROW_NUMBERS = ("id", "idx", "index", "guid", "uuid", "__index_level_0__", "unnamed: 0")  # the last two are pandas'
-DATE = r"\s*(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2} \w{3,9} \d{4}|\w{3,9} \d{1,2},? \d{4})([T ,]+\d{1,2}:\d\d.*)?\s*"
-NUMBER = r"\s*[-+]?[\d.,]*\d[\d.,]*(e[-+]?\d+)?\s*%?\s*"
+CODES = (  # what is no text
+    r"[-+]?[\d.,]*\d[\d.,]*(e[-+]?\d+)?\s*%?",  # numbers
+    r"(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2} \w{3,9} \d{4}|\w{3,9} \d{1,2},? \d{4})([T ,]+\d{1,2}:\d\d.*)?",  # dates
+    r"\w{3},? \d{1,2} \w{3} \d{4}.*|\w{3} \w{3} +\d{1,2} \d\d:\d\d.*|\d{1,2}:\d\d(:\d\d)?( [ap]m)?",  # and times
+    r"\S*[\d/:_@\\#]\S*|www\.\S+",  # addresses, paths, keys: one word with a sign in it
+)
 SAMPLE = 2000  # rows that are looked at
 
 
@@ -27,12 +31,11 @@ def find_text_columns(data: Dataset, label: str = "label") -> list[str]:
         stop(f"the data has no column of text beside {label!r}; --text_column_names names one")
     sample = data.select(range(min(len(data), SAMPLE)))
     texts = {name: cells for name in named if (cells := texts_of(sample, name)) is not None}
-    texts = {name: cells for name, cells in texts.items() if not is_number_or_date(cells)} or texts
-    sentences = {name: cells for name, cells in texts.items() if any(" " in cell.strip() for cell in cells)} or texts
-    if len(sentences) > 1 and label in data.column_names:
+    texts = {name: cells for name, cells in texts.items() if not is_code(cells)} or texts
+    if len(texts) > 1 and label in data.column_names:
         answers = list(map(str, sample[label][:]))
-        sentences = {name: cells for name, cells in sentences.items() if not gives_away(cells, answers)} or sentences
-    found = list(sentences or named)[:2]
+        texts = {name: cells for name, cells in texts.items() if not gives_away(cells, answers)} or texts
+    found = list(texts or named)[:2]
     if len(found) == 2 and set(map(str.lower, found)) not in PAIRS:
         others = [name for name in names if name not in found]
         rest = f" (not {', '.join(others)})" if others else ""
@@ -51,10 +54,10 @@ def texts_of(data: Dataset, name: str) -> list[str] | None:
     return [cell or "" for cell in data[name][:]]
 
 
-def is_number_or_date(cells: list[str]) -> bool:
-    """Whether every cell that is filled is a number, or every one a date or a time."""
-    filled = [cell for cell in cells if cell.strip()]
-    return any(filled and all(re.fullmatch(form, cell, re.IGNORECASE) for cell in filled) for form in (NUMBER, DATE))
+def is_code(cells: list[str]) -> bool:
+    """Whether all cells that are filled are numbers, dates, or such as addresses and keys."""
+    filled = [cell.strip() for cell in cells if cell.strip()]
+    return any(filled and all(re.fullmatch(form, cell, re.IGNORECASE) for cell in filled) for form in CODES)
 
 
 def gives_away(cells: list[str], answers: list[str]) -> bool:

@@ -52,11 +52,15 @@ class Task:
     values: list[Any] | None  # of column `label`, by class id; None: regression
     labels: list[str] | None  # the same classes' names, by class id
     words: list[str] | None = None  # and these as the data spells them
-    problem_type: str = ONE  # SEVERAL: a row has any number of the classes; NUMBER: regression
+    several: bool = False  # a row may have any number of the classes
     mean: float = 0.0  # of the training labels, in regression
     max_length: int = 128  # at which texts are cut, in tokens
     best_metric: str = "loss"  # that tells the best model, without `eval_`
     baseline: dict[str, float] = field(default_factory=dict)  # `baseline_<metric>`, what no model is needed for
+
+    @property
+    def problem_type(self) -> str:
+        return NUMBER if self.labels is None else SEVERAL if self.several else ONE
 
 
 def is_test(split: str) -> bool:

@@ -56,7 +56,7 @@ def check_labels(data: Dataset, name: str, where: Where) -> Dataset:
     labels = data["label"][:]
     if missing := [row for row, label in enumerate(labels) if label is None or label == ""]:
         places = some([where(name, row) for row in missing[:5]], len(missing))
-        stop(f"{many(len(missing), 'row')} of the {name} data without a label: {places}")
+        stop(f"{places} {'has' if len(missing) == 1 else 'have'} no label")
     if isinstance(feature, ClassLabel) and (none := sum(label == -1 for label in labels)):
         say(f"{many(none, 'row')} of the {name} data left out: the label -1 says that there is none")
         data = data.select([row for row, label in enumerate(labels) if label != -1])

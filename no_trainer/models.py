@@ -4,6 +4,7 @@ import argparse
 import copy
 import inspect
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel as Model
 from no_trainer.launch import say
 from no_trainer.messages import many, some, stop
 
+LEAKY = ("convbert", "nystromformer", "yoso")  # these have a mask, but convolve or sample over the padding
 POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")  # modules: a row for each place
 CONVERT = """\
 import glob, torch, safetensors.torch as s; f = {folder!r} + "/"; \
@@ -34,20 +36,20 @@ def from_pretrained(kind: Any, args: argparse.Namespace, flag: str = "model_name
     try:
         return kind.from_pretrained(name, revision=revision, trust_remote_code=trust, **options)
     except (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError, StrictDataclassError) as error:
-        stop(f"--{flag} {name}: {what_it_is(Path(name)) or error}")
+        what = what_it_is(Path(name))
+        stop(f"--{flag} {name} {what}" if what else f"--{flag} {name}: {error}")
 
 
 def what_it_is(folder: Path) -> str:
     """What a folder is that is no model, and what to give instead; nothing where that is not known."""
     if (folder / "progress.json").is_file():
-        return "this is a checkpoint of a run: --resume_from_checkpoint goes on from it; the model is in --output_dir"
+        return "is a checkpoint of a run: --resume_from_checkpoint goes on from it; the model is in --output_dir"
     if (folder / "adapter_config.json").is_file():
-        return "this is an adapter of PEFT: merge it into its model with merge_and_unload(), and give what that saves"
+        return "is an adapter of PEFT: merge it into its model with merge_and_unload(), and give what that saves"
     if list(folder.glob("pytorch_model*.bin")) and not list(folder.glob("*.safetensors")):
         convert = CONVERT.format(folder=str(folder))
-        return (
-            f"its weights are in a pickle, which could run code; to convert them and run none: python -c '{convert}'"
-        )
+        hint = f"to convert them and run none: python -c {shlex.quote(convert)}"
+        return f"has its weights in a pickle, which could run code; {hint}"
     return ""
 
 
@@ -141,20 +143,25 @@ def fit_length(max_length: int, model: torch.nn.Module) -> int:
         # RoBERTa and its kin count positions from the one after the padding's, BART and its kin from the third
         skipped = getattr(table, "offset", 0) or (0 if table.padding_idx is None else table.padding_idx + 1)
         limits.append(table.num_embeddings - skipped)
+    named = getattr(config, "max_position_embeddings", None) or 0
     relative = getattr(config, "relative_attention", False) or "relative" in str(
         getattr(config, "position_embedding_type", "")
     )
-    if not limits and not relative and (rotated := getattr(config, "max_position_embeddings", None) or 0) > 0:
-        limits.append(rotated)
+    if named > 0 and not relative:
+        limits.append(named)
     if limits and max_length > min(limits):
         say(f"warning: --max_length {max_length} is more than the model can read; it is lowered to {min(limits)}")
     return min([max_length, *limits])
 
 
-def has_mask(model: torch.nn.Module) -> bool:
-    """Whether a model can be told what is padding; if not, its answer depends on how much there is."""
-    taken = inspect.signature(model.forward).parameters
-    return "attention_mask" in taken or any(one.kind == one.VAR_KEYWORD for one in taken.values())
+def reads_padding(model: torch.nn.Module) -> bool:
+    """Whether a model's answer depends on how far a text is padded, so that all are to be padded alike."""
+    return isinstance(model, Model) and ("attention_mask" not in inputs_of(model) or model.config.model_type in LEAKY)
+
+
+def inputs_of(model: Model) -> list[str]:
+    """The names of what a model of transformers takes."""
+    return list(inspect.signature(model.forward).parameters)
 
 
 def name_model(model: torch.nn.Module) -> str:

@@ -79,7 +79,8 @@ def read_splits(args: argparse.Namespace) -> dict[str, Dataset]:
 def name_row(args: argparse.Namespace, split: str, row: int) -> str:
     """Where a row of a split, counted from 0, stands."""
     files = getattr(args, f"{split}_file", None)
-    return place_of(files, row) if files else f"row {row + 1} of the {split} data"
+    which = f"row {row + 1} of the {split} data"
+    return f"{place_of(files, row)} ({which})" if files else which
 
 
 def trains(args: argparse.Namespace) -> bool:
@@ -133,7 +134,7 @@ def keep_columns(
         if data.features[column] != Value("string"):
             data = cast(data, column, "string", name)
         if (empty := count_empty(data, column)) and not args.task_name:
-            say(f"warning: {many(empty, 'row')} of {len(data):,} of the {name} data have an empty {column}")
+            say(f"warning: {empty:,} of {len(data):,} rows of the {name} data have an empty {column}")
     return data
 
 
@@ -171,7 +172,7 @@ def find_task(
         values=values,
         labels=labels,
         words=labels and list(labels),
-        problem_type=kind,
+        several=kind == SEVERAL,
         mean=float(np.mean(numbers(train, "label"))) if values is None and train else 0.0,
         max_length=args.max_length or max_length,
     )

@@ -1,8 +1,8 @@
 """The tokenizer, as the model and the data need it."""
 
 import argparse
+import contextlib
 import copy
-import inspect
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +10,12 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from no_trainer.launch import say
 from no_trainer.messages import stop
-from no_trainer.models import from_pretrained, position_tables
+from no_trainer.models import from_pretrained, inputs_of, position_tables
 
 VOCABULARIES = ("tokenizer*", "*vocab*", "merges.txt", "*.model", "*.tiktoken", "special_tokens_map.json")
 
@@ -65,11 +65,14 @@ def separate(tokenizer: Tokenizer) -> None:
 
 def fit_tokenizer(tokenizer: Tokenizer, model: torch.nn.Module, max_length: int) -> Tokenizer:
     """The tokenizer as the model reads it: without inputs that it does not take, padding where that is not read."""
-    tokenizer, taken = copy.deepcopy(tokenizer), inspect.signature(model.forward).parameters
-    if not any(one.kind == one.VAR_KEYWORD for one in taken.values()):
+    tokenizer = copy.deepcopy(tokenizer)
+    if isinstance(model, PreTrainedModel):
+        taken = inputs_of(model)
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
     if position_tables(model):
         tokenizer.padding_side = "right"  # on the left it would move the places of the words
+    if getattr(getattr(model, "config", None), "summary_type", None) == "last":
+        tokenizer.padding_side = "left"  # XLNet's head reads whatever is last
     tokenizer.model_max_length = max_length  # so that whoever loads the model can cut texts as they were cut here
     return tokenizer
 
@@ -80,7 +83,9 @@ def check_tokens(data: dict[str, Dataset], model: torch.nn.Module, tokenizer: To
     Raises:
         SystemExit: 2, where it cannot, or where next to nothing in the texts is known to the tokenizer.
     """
-    words = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    words = None
+    with contextlib.suppress(AttributeError, NotImplementedError):  # of one's own; of models that hash characters
+        words = model.get_input_embeddings()
     known, config = getattr(words, "num_embeddings", None), getattr(model, "config", None)
     hint = "; --tokenizer_name names the tokenizer of the model"
     for name, split in data.items():
@@ -95,7 +100,8 @@ def check_tokens(data: dict[str, Dataset], model: torch.nn.Module, tokenizer: To
             highest = pc.max(pc.list_flatten(split.with_format("arrow")["token_type_ids"][:])).as_py()
             if highest >= max(types, 1):
                 stop(f"the tokenizer marks the second text with type {highest}, which the model does not know{hint}")
-        unknown = float(np.mean(tokens == tokenizer.unk_token_id))
+        added = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        unknown = float(np.sum(tokens == tokenizer.unk_token_id) / max(np.sum(~np.isin(tokens, list(added))), 1))
         if unknown > 0.25:
             share = f"{unknown:.0%} of the tokens of the {name} data are {tokenizer.unk_token}"
             say(f"warning: {share}: the tokenizer does not know them")

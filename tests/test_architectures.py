@@ -4,10 +4,13 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DynamoBackend
 from conftest import sentences, write_csv
+from datasets import Dataset
 from tokenizers.processors import Sequence
 from transformers import (
     AutoConfig,
@@ -17,46 +20,80 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import run_glue_no_trainer as script
+from no_trainer.batches import make_collate, tokenize
+from no_trainer.glue import Task
+from no_trainer.models import reads_padding
 from no_trainer.results import keep_model
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 BERT_LIKE = SMALL | {"max_position_embeddings": 64}
-ARCHITECTURES = {
+GPT_LIKE = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+LLAMA_LIKE = BERT_LIKE | {"num_key_value_heads": 2}
+BART_LIKE = {
+    **{"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2},
+    **{"decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64},
+    **{"bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3},
+    "id2label": {0: "negative", 1: "positive"},  # it has three of its own
+}
+T5_LIKE = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
+ENDS = {"bos_token_id": 3, "eos_token_id": 3}
+ENCODERS = {
+    "albert": BERT_LIKE | {"embedding_size": 16},
     "bert": BERT_LIKE,
-    "roberta": BERT_LIKE,
-    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "max_position_embeddings": 64},
+    "big_bird": BERT_LIKE,
+    "camembert": BERT_LIKE,
+    "convbert": BERT_LIKE | {"embedding_size": 32},
+    "deberta": BERT_LIKE | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
     "deberta-v2": BERT_LIKE
     | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 32},
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "max_position_embeddings": 64},
     "electra": BERT_LIKE | {"embedding_size": 16},
-    "albert": BERT_LIKE | {"embedding_size": 16},
-    "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64},
+    "ernie": BERT_LIKE,
+    "fnet": SMALL | {"max_position_embeddings": 64},
+    "longformer": BERT_LIKE | {"attention_window": [8, 8]},
+    "mobilebert": BERT_LIKE | {"embedding_size": 32, "true_hidden_size": 32, "intra_bottleneck_size": 32},
     "modernbert": BERT_LIKE | {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "bos_token_id": 3, "eos_token_id": 3},
-    "llama": BERT_LIKE | {"num_key_value_heads": 2, "bos_token_id": 3, "eos_token_id": 3},
-    "bart": {
-        **{"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2},
-        **{"decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64},
-        **{"bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3},
-        "id2label": {0: "negative", 1: "positive"},  # it has three of its own
-    },
-    "t5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0},
+    "mpnet": BERT_LIKE,
+    "nystromformer": BERT_LIKE | {"num_landmarks": 8, "segment_means_seq_len": 8},
+    "rembert": BERT_LIKE | {"input_embedding_size": 16, "output_embedding_size": 16},
+    "roberta": BERT_LIKE,
+    "roformer": BERT_LIKE | {"embedding_size": 32},
+    "squeezebert": BERT_LIKE | {"embedding_size": 32},
+    "xlm": {"emb_dim": 32, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 64},
+    "xlm-roberta": BERT_LIKE,
+    "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64},
 }
+DECODERS = {
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2} | ENDS,
+    "falcon": SMALL | ENDS,
+    "gemma": LLAMA_LIKE | {"head_dim": 16} | ENDS,
+    "gpt2": GPT_LIKE | ENDS,
+    "gpt_neox": BERT_LIKE | ENDS,
+    "llama": LLAMA_LIKE | ENDS,
+    "mistral": LLAMA_LIKE | {"head_dim": 16} | ENDS,
+    "opt": BERT_LIKE | {"ffn_dim": 64, "word_embed_proj_dim": 32} | ENDS,
+    "phi": LLAMA_LIKE | ENDS,
+    "stablelm": LLAMA_LIKE | ENDS,
+}
+BOTH = {"bart": BART_LIKE, "mbart": BART_LIKE, "t5": T5_LIKE, "umt5": T5_LIKE}
+ARCHITECTURES = ENCODERS | DECODERS | BOTH
 
 
-def make(kind: str, tiny_model: Path, folder: Path) -> Path:
+def make(kind: str, tiny_model: Path, folder: Path, **changes: object) -> Path:
     """An untrained encoder or decoder with the tiny model's tokenizer, as its kind has it."""
     names = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
-    if kind in ("gpt2", "llama"):  # no token to pad with, only one that ends a text
+    if kind in DECODERS:  # no token to pad with, only one that ends a text
         names = {"unk_token": "[UNK]", "eos_token": "[SEP]"}
-    if kind in ("t5", "bart"):
+    if kind in BOTH:
         names |= {"eos_token": "[SEP]"}
     backend = AutoTokenizer.from_pretrained(tiny_model).backend_tokenizer
     PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder)  # without a maximum
     torch.manual_seed(0)
-    pad = {} if kind in ("gpt2", "llama") else {"pad_token_id": 0}
-    if kind == "t5":
+    pad = {} if kind in DECODERS else {"pad_token_id": 0}
+    if kind in ("t5", "umt5"):
         pad |= {"eos_token_id": 3}
-    config = AutoConfig.for_model(kind, vocab_size=len(backend.get_vocab()), **ARCHITECTURES[kind], **pad)
+    config = AutoConfig.for_model(kind, vocab_size=len(backend.get_vocab()), **ARCHITECTURES[kind] | pad | changes)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
     return folder
 
@@ -85,6 +122,33 @@ def test_an_architecture_is_trained_saved_and_loaded(
     with torch.inference_mode():
         ours, theirs = trained[0].eval()(**batch).logits, after(**batch).logits
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["one text", "a pair"])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_an_answer_does_not_depend_on_what_shares_its_batch(
+    tiny_model: Path, tmp_path: Path, kind: str, pairs: bool
+) -> None:
+    """Alone, beside others, and padded to the full length: the same logits."""
+    folder = make(kind, tiny_model, tmp_path / "model")
+    columns = ["a", "b"] if pairs else ["a"]
+    data = Dataset.from_dict({column: [text for text, _ in sentences(6)] for column in columns})
+    task = Task(["accuracy"], columns, ["n", "p"], ["negative", "positive"], max_length=40)
+    args = script.parse_args(["--model_name_or_path", str(folder), "--task_name", "rte"])
+    model, tokenizer, task = script.load_model(args, task)
+    model.eval()
+    rows = tokenize({"test": data}, script.make_encode(tokenizer, task), tokenizer, 40)["test"]
+    rows = list(rows.remove_columns("length"))
+    plain = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
+    accelerator = SimpleNamespace(mixed_precision="no", state=plain)
+    usual = make_collate(tokenizer, accelerator, task.max_length if reads_padding(model) else None)
+    full = make_collate(tokenizer, accelerator, task.max_length)
+    with torch.inference_mode():
+        alone = torch.cat([model(**usual([row])).logits for row in rows])
+        together, padded = model(**usual(rows)).logits, model(**full(rows)).logits
+    furthest = max((alone - together).abs().max().item(), (alone - padded).abs().max().item())
+    print(f"{kind:14} {'pair' if pairs else 'text'} {furthest:.1e}")
+    assert furthest < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])

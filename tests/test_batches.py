@@ -13,8 +13,9 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 import run_glue_no_trainer as script
-from no_trainer.batches import GlobalBatchSampler, describe, make_collate, tokenize
+from no_trainer.batches import GlobalBatchSampler, make_collate, tokenize
 from no_trainer.glue import Task
+from no_trainer.review import describe
 
 
 def tokens(tiny_model: Path, texts: list[str], *, pair: bool = False, max_length: int = 8) -> Dataset:

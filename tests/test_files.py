@@ -9,10 +9,12 @@ from pathlib import Path
 
 import datasets
 import pytest
+from accelerate import PartialState
 from conftest import ROOT, load, refused, sentences, write_csv
+from datasets import Dataset
 
 import run_glue_no_trainer as script
-from no_trainer.files import parse_json
+from no_trainer.files import parse_json, place_of, read_files
 from no_trainer.tasks import load_data
 
 
@@ -29,7 +31,7 @@ def test_json_text_stays_text(tmp_path: Path) -> None:
     file.write_text(json.dumps([{"text": text, "label": str(i % 2)} for i, text in enumerate(texts)]))
     splits, task = load(file)
     assert splits["train"]["text"][:] == texts
-    assert task.values == ["0", "1"]
+    assert task.values == [0, 1]  # numbers in quotes are numbers, as in a .csv
 
 
 def test_numbers_as_text_in_json_become_text(tmp_path: Path) -> None:
@@ -40,7 +42,7 @@ def test_numbers_as_text_in_json_become_text(tmp_path: Path) -> None:
 
 def test_json_of_one_row_may_have_a_column_called_data(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"data": "x", "label": "a"}\n')
-    assert parse_json(str(tmp_path / "t.jsonl")).column_names == ["data", "label"]
+    assert parse_json(str(tmp_path / "t.jsonl"))[0].column_names == ["data", "label"]
 
 
 def test_files_may_differ_in_columns_that_nobody_reads(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -74,8 +76,9 @@ def test_an_edited_parser_reads_anew(tiny_model: Path, tmp_path: Path) -> None:
     """Of a file that is in the cache already."""
     shutil.copy(ROOT / "run_glue_no_trainer.py", tmp_path)
     shutil.copytree(ROOT / "no_trainer", tmp_path / "no_trainer")
-    parser = tmp_path / "no_trainer" / "files.py"
-    parser.write_text(parser.read_text().replace("column.append(cell)", "column.append(cell.upper())"))
+    parser = tmp_path / "no_trainer" / "cells.py"
+    edited = parser.read_text().replace("rows.append(row)", "rows.append([cell.upper() for cell in row])")
+    parser.write_text(edited)
     file = write_csv(tmp_path / "t.csv", ["text", "label"], [(text, "ab"[label]) for text, label in sentences(40)])
     flags = ["--model_name_or_path", tiny_model, "--train_file", file, "--max_train_steps", 1]
     for folder, labels in ((ROOT, "a 5"), (tmp_path, "A 5")):
@@ -91,3 +94,94 @@ def test_a_cache_that_cannot_be_written_is_named(
     with monkeypatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", file / "cache")  # a file is no folder
         assert "HF_HOME names a folder for it" in refused(capsys, file)
+
+
+def read(file: Path) -> dict[str, list]:
+    return read_files([str(file)], []).to_dict()
+
+
+COLUMNS = {"text": ["a b", "c d", "e f"], "label": ["x", "y", "x"]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        COLUMNS,
+        {name: dict(enumerate(values)) for name, values in COLUMNS.items()},  # as pandas writes it
+        {"data": [dict(zip(COLUMNS, row, strict=True)) for row in zip(*COLUMNS.values(), strict=True)]},
+        [dict(zip(COLUMNS, row, strict=True)) for row in zip(*COLUMNS.values(), strict=True)],
+    ],
+    ids=["columns", "columns by row", "under data", "a list"],
+)
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_json_of_columns_is_read_as_columns(
+    tmp_path: Path, content: object, suffix: str, capsys: pytest.CaptureFixture
+) -> None:
+    PartialState()
+    (tmp_path / f"t.{suffix}").write_text(json.dumps(content))
+    assert read(tmp_path / f"t.{suffix}") == COLUMNS
+    told = "its values are read as columns of 3 rows" in capsys.readouterr().out
+    assert told == (isinstance(content, dict) and "data" not in content)
+
+
+def test_json_of_columns_of_different_lengths_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "t.json").write_text(json.dumps({"text": ["a", "b"], "label": ["x"]}))
+    with pytest.raises(SystemExit):
+        read(tmp_path / "t.json")
+    assert "its values look like columns, but have different lengths" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [(["3.6", "1.2", "2.0"], None), (["1", "2", "10"], [1, 2, 10]), (["1", "2", "x"], ["1", "2", "x"])],
+)
+@pytest.mark.parametrize("suffix", ["json", "csv", "tsv", "parquet"])
+def test_numbers_in_quotes_are_numbers_in_every_format(tmp_path: Path, labels: list, kind: list, suffix: str) -> None:
+    data = Dataset.from_dict({"text": ["one text", "two texts", "a third"], "label": labels})
+    file = tmp_path / f"t.{suffix}"
+    if suffix == "parquet":
+        data.to_parquet(file)
+    elif suffix == "json":
+        data.to_json(file)
+    else:
+        data.to_csv(file, sep="\t" if suffix == "tsv" else ",", index=False)
+    assert load(file)[1].values == kind
+
+
+def test_shards_with_whole_numbers_and_fractions_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "label": 1}\n{"text": "y", "label": 2}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "z", "label": 0.5}\n')
+    data = read_files([str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")], [])
+    assert data["label"][:] == [1.0, 2.0, 0.5]
+
+
+def test_where_a_row_stands(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text,label\n"x\ny",a\nz,b\n')
+    (tmp_path / "b.jsonl").write_text('\n{"text": "x"}\n\n{"text": "y"}\n')
+    (tmp_path / "c.json").write_text('[{"text": "x"},\n{"text": "y"}]')
+    files = [str(tmp_path / name) for name in ("a.csv", "b.jsonl", "c.json")]
+    places = [place_of(files, row).removeprefix(f"{tmp_path}/") for row in range(6)]
+    assert places == [
+        "a.csv, line 2", "a.csv, line 4", "b.jsonl, line 2", "b.jsonl, line 4", "c.json, row 1", "c.json, row 2",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped"])
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, damage: str) -> None:
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"{damage} {n}", "ab"[n % 2]) for n in range(300)])
+    before = read(file)
+    (kept,) = [
+        f for f in Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow") if damage.encode() in f.read_bytes()
+    ]
+    content = bytearray(kept.read_bytes())
+    content[len(content) // 2] ^= 1
+    kept.write_bytes({"empty": b"", "cut": bytes(content[:500]), "flipped": bytes(content)}[damage])
+    assert read(file) == before
+
+
+def test_what_is_said_of_a_file_is_said_again_when_it_is_cached(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    PartialState()
+    (tmp_path / "t.csv").write_text("text;label\nx;a\n")
+    for _ in range(2):
+        read(tmp_path / "t.csv")
+        assert f"{tmp_path / 't.csv'}: its cells are separated by semicolons" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from conftest import load, sentences, write_csv
 from datasets import ClassLabel, Dataset, Features, Value
 
-from no_trainer.labels import warn_of_labels
+from no_trainer.classes import warn_of_labels
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,10 @@ def test_json_booleans_are_classes(tmp_path: Path) -> None:
     ("labels", "said"),
     [
         (["a", "b"], ""),
-        (["bug", "Bug", "b"], "some labels differ only in capitals or spaces, such as those of 'bug'"),
-        (["bug", " bug", "b"], "some labels differ only in capitals or spaces, such as those of 'bug'"),
+        (["bug", "Bug", "b"], "the labels 'Bug' and 'bug' differ only in capitals or spaces"),
+        (["bug", " bug", "b"], "the labels ' bug' and 'bug' differ only in capitals or spaces"),
+        (["a  b", "A b", "a b", "c"], "the labels 'A b' and 'a  b' and 'a b' differ only"),
+        (["1", "2", "3", "4", "n/a"], "most labels are numbers; 'n/a' makes classes of all of them"),
         (["1,5", "2,0"], "the labels look like numbers; with a decimal point"),
         ([str(stars) for stars in range(9)], "whole numbers are classes; with a decimal point"),
         ([str(stars) for stars in range(5)], ""),
@@ -110,4 +112,4 @@ def test_a_label_that_the_model_does_not_know_is_refused(
     valid = write_csv(tmp_path / "v.csv", ["text", "label"], [("good", "positive"), ("bad", "nasty")])
     with pytest.raises(SystemExit):
         run("--model_name_or_path", trained, "--validation_file", valid, "--num_train_epochs", 0)
-    assert "row 2 of the validation data has the label 'nasty'" in capsys.readouterr().err
+    assert "(row 2 of the validation data) has the label 'nasty'" in capsys.readouterr().err

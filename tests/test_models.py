@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +15,15 @@ import torch
 import transformers
 from conftest import fresh_accelerate, write_csv
 from packaging import version
+from safetensors.torch import load_file, save_file
 from test_architectures import make
-from transformers import AutoConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 import run_glue_no_trainer as script
 from no_trainer.glue import Task
@@ -216,3 +226,117 @@ def test_max_length_is_what_the_model_has_positions_for(
     out = capsys.readouterr().out
     assert f"cut at {most} tokens" in out
     assert out.count("--max_length 90 is more than the model can read") == (most < 90)
+
+
+def copy(model: Path, folder: Path, **config: object) -> Path:
+    """A copy of the model, with these entries in its configuration."""
+    shutil.copytree(model, folder)
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(written | config))
+    return folder
+
+
+def refused(folder: Path, capsys: pytest.CaptureFixture, *flags: str) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        script.load_model(arguments(folder, *flags), classes("a", "b"))
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_weights_of_another_family_are_refused(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """All but a few would be drawn at random, without a word."""
+    said = refused(copy(tiny_model, tmp_path / "m", model_type="distilbert"), capsys)
+    assert re.search(
+        r"\d+ of the \d+ weights below the head are not in its files as its model type, distilbert, has", said
+    )
+    assert "distilbert.embeddings.LayerNorm.bias" in said or "distilbert.transformer.layer.0" in said
+
+
+@pytest.mark.parametrize("flags", [[], ["--ignore_mismatched_sizes"]])
+def test_weights_of_another_shape_are_refused(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture, flags: list
+) -> None:
+    """And are not called a head, whatever the flag for heads says."""
+    said = refused(copy(tiny_model, tmp_path / "m", intermediate_size=48), capsys, *flags)
+    assert "intermediate.dense.weight ((64, 32) there, (48, 32) here)" in said
+    assert "head of another size" not in said
+
+
+def test_a_layer_that_the_files_do_not_have_is_refused(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    said = refused(copy(tiny_model, tmp_path / "m", num_hidden_layers=3), capsys)
+    assert "bert.encoder.layer.2" in said
+
+
+def test_a_base_model_without_a_pooler_is_taken_and_told(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    weights = load_file(copy(tiny_model, tmp_path / "m") / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if "pooler" not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    script.load_model(arguments(tmp_path / "m"), classes("a", "b"))
+    out = capsys.readouterr().out
+    assert "the model comes without a pooler: bert.pooler.dense.bias, bert.pooler.dense.weight start at random" in out
+
+
+def test_the_printed_command_converts_a_pickle_and_nothing_else(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """In a moment, without a head of its own, beside the tokenizer; a pickle that runs code is not run."""
+    model = copy(tiny_model, tmp_path / "it's a model")
+    weights = load_file(model / "model.safetensors")
+    torch.save(weights, model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    command = refused(model, capsys).split("run none: ")[1].strip()
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", command], check=True, env=environment, capture_output=True)
+    converted = load_file(model / "model.safetensors")
+    assert all(torch.equal(weights[name], converted[name]) for name in weights)
+    assert converted.keys() == weights.keys()
+    script.load_model(arguments(model), classes("a", "b"))
+
+
+def test_a_broken_config_beside_an_old_pickle_is_not_called_a_pickle(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model = copy(tiny_model, tmp_path / "m")
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "config.json").write_text("{")
+    said = refused(model, capsys)
+    assert "pickle" not in said
+    assert "config.json" in said
+
+
+def test_a_checkpoint_and_an_adapter_are_told_as_what_they_are(
+    run: Callable, own_files: list, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run(*own_files, "--max_train_steps", 1, "--checkpointing_steps", 1, "--output_dir", tmp_path / "out")
+    capsys.readouterr()
+    said = refused(tmp_path / "out" / "step_1", capsys)
+    assert "is a checkpoint of a run: --resume_from_checkpoint goes on from it; the model is in --output_dir" in said
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert "is an adapter of PEFT: merge it into its model" in refused(tmp_path / "adapter", capsys)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"), [("deberta-v2", {"position_biased_input": False}), ("t5", {}), ("xlnet", {})]
+)
+def test_models_without_places_read_texts_of_any_length(
+    run: Callable, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture, kind: str, changes: dict
+) -> None:
+    """Whatever the tokenizer was made for."""
+    model = make(kind, tiny_model, tmp_path / "model", **changes)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.model_max_length = 16
+    tokenizer.save_pretrained(model)
+    rows = [("good bad " * 60, "ab"[number % 2]) for number in range(20)]
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], rows)
+    run("--train_file", file, "--model_name_or_path", model, "--max_length", 100, "--max_train_steps", 1)
+    out = capsys.readouterr().out
+    assert "cut at 100 tokens" in out
+    assert "is more than the model can read" not in out

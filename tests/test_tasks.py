@@ -6,49 +6,16 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pandas
 import pytest
 from accelerate import PartialState
-from conftest import load, refused, sentences, write_csv
+from conftest import load, refused, sentences, table, write_csv
 from datasets import ClassLabel, Dataset, Features, Value
 from transformers import pipeline
 
 import run_glue_no_trainer as script
-from no_trainer.tasks import find_text_columns, load_data
-
-
-@pytest.mark.parametrize(
-    ("columns", "chosen"),
-    [
-        (["id", "sentence2", "label", "sentence1"], ["sentence1", "sentence2"]),
-        (["question", "label", "answer", "note"], ["question", "answer"]),
-        (["label", "text"], ["text"]),
-    ],
-)
-def test_text_columns(columns: list[str], chosen: list[str]) -> None:
-    assert find_text_columns(columns) == chosen
-
-
-@pytest.mark.parametrize(
-    ("columns", "read"),
-    [
-        (["text", "label"], ["text"]),
-        (["sentence2", "x", "sentence1"], ["sentence1", "sentence2"]),
-        (["id", "question", "label", "answer"], ["question", "answer"]),
-        (["Index", "label", "text"], ["text"]),
-        (["text", "label", "label_text"], ["text"]),
-        (["Unnamed: 0", "label", "text", "__index_level_0__"], ["text"]),
-    ],
-)
-def test_the_columns_of_text(columns: list[str], read: list[str], capsys: pytest.CaptureFixture) -> None:
-    assert find_text_columns(columns) == read
-    assert not capsys.readouterr().out
-
-
-def test_more_than_two_columns_of_text_are_named(capsys: pytest.CaptureFixture) -> None:
-    PartialState()
-    assert find_text_columns(["a", "b", "label", "c"]) == ["a", "b"]
-    assert "of the columns a, b, c the first two are read; --text_column_names names others" in capsys.readouterr().out
+from no_trainer.tasks import load_data
 
 
 def test_the_columns_that_pandas_adds_are_no_text(tmp_path: Path) -> None:
@@ -70,8 +37,12 @@ def test_the_columns_that_pandas_adds_are_no_text(tmp_path: Path) -> None:
         ("label\n1\n2\n", None, "no column of text"),
         ("text,label\n", None, "t.csv has no rows"),
         ("", None, "t.csv has no rows"),
-        ("text,label\na,x\nb,\n", None, "row 2 of the train data has no label"),
-        ("text,label\na,x\nb,y\n", "text,label\na,x\nb,z\n", "row 2 of the validation data has the label 'z'"),
+        ("text,label\na,x\nb,\n", None, "t.csv, line 3 (row 2 of the train data) has no label"),
+        (
+            "text,label\na,x\nb,y\n",
+            "text,label\na,x\nb,z\n",
+            "v.csv, line 3 (row 2 of the validation data) has the label 'z'",
+        ),
         ("text,label\na,1\nb,2\n", "text,label\na,one\n", "the label 'one'; the training labels are whole numbers"),
         ("text,label\na,x\nb,y\n", "", "v.csv has no rows"),
         ("text,label\na,x\nb,y\n", "words,label\na,x\n", "the validation data has no column 'text'"),
@@ -124,7 +95,7 @@ def test_a_data_set_of_the_hubs_layout_with_other_columns(tmp_path: Path) -> Non
     assert {name: len(data) for name, data in splits.items()} == {"train": 18, "validation": 2}
     assert (task.labels, task.text_columns) == (["bad", "good"], ["review"])
     predict = [*flags, "--do_predict", "--output_dir", str(tmp_path / "out")]
-    assert load_data(script.parse_args(predict))[0]["test"].column_names == ["review"]
+    assert load_data(script.parse_args(predict))[0]["test"].column_names == ["review", "label"]  # to be scored
 
 
 def test_a_data_set_with_other_validation_splits_keeps_all_of_its_training_rows(
@@ -220,3 +191,199 @@ def test_own_data_from_file_to_answer(run: Callable, tmp_path: Path, kind: Calla
     question = {"text": "good nice great", "text_pair": 'x, "y"\nz'} if kind is pairs else "good nice great"
     answer = ask(question)
     assert (answer[0] if isinstance(answer, list) else answer)["label"] == "positive"
+
+
+def test_the_held_out_rows_are_the_same_for_every_seed(tmp_path: Path) -> None:
+    rows = [(f"row {number}", "abc"[number % 3]) for number in range(90)]
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], rows)
+    held = []
+    for seed in ("1", "2"):
+        flags = ["--model_name_or_path", "m", "--train_file", str(file), "--seed", seed]
+        held.append(load_data(script.parse_args(flags))[0]["validation"]["text"][:])
+    assert held[0] == held[1]
+    assert len(held[0]) == 9
+
+
+def test_each_row_is_held_out_in_one_fold(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"row {n}", "abc"[n % 3]) for n in range(31)])
+    args = script.parse_args(["--model_name_or_path", "m", "--train_file", str(file)])
+    held = [load_data(args, fold, folds=4)[0]["validation"]["text"][:] for fold in range(4)]
+    assert sorted(sum(held, [])) == sorted(f"row {n}" for n in range(31))
+
+
+# --- what a trained model remembers
+
+
+@pytest.fixture
+def mail(run: Callable, tmp_path: Path) -> Path:
+    """A model that was trained on the column `Message`, beside which there was none."""
+    rows = [(text, ("ham", "spam")[label]) for text, label in sentences(61)]
+    file = write_csv(tmp_path / "mail.csv", ["Message", "label"], rows)
+    run("--train_file", file, "--learning_rate", 3e-3, "--num_train_epochs", 6, "--max_length", 20, "--output_dir",
+        tmp_path / "mail")  # fmt: skip
+    return tmp_path / "mail"
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "folder"])
+def test_predicting_reads_the_columns_that_the_model_learned_from(
+    run: Callable, mail: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture
+) -> None:
+    rows = {"Date": ["Mon 1 January", "late in May"] * 12, "Message": [text for text, _ in sentences(24)]}
+    data, file = Dataset.from_dict(rows), tmp_path / f"new.{kind}"
+    flags = ["--test_file", file]
+    if kind == "csv":
+        data.to_csv(file)
+    elif kind == "jsonl":
+        data.to_json(file)
+    elif kind == "parquet":
+        data.to_parquet(file)
+    else:
+        (tmp_path / "new").mkdir()
+        labels = ["ham", "spam"] * 12
+        for split in ("train", "test"):
+            data.add_column("label", labels).to_parquet(tmp_path / "new" / f"{split}.parquet")
+        flags = ["--dataset_name", tmp_path / "new"]
+    flags += ["--model_name_or_path", mail, "--num_train_epochs", 0, "--do_predict", "--output_dir", tmp_path / "out"]
+    capsys.readouterr()
+    run(*flags)
+    assert "text: Message, cut at 20 tokens" in capsys.readouterr().out
+    answers = [row["prediction"] for row in table(tmp_path / "out" / "predict_results.csv")]
+    assert answers == [("ham", "spam")[label] for _, label in sentences(24)]
+
+
+def test_a_column_that_the_model_learned_from_and_that_is_missing_is_an_error(
+    run: Callable, mail: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = write_csv(tmp_path / "new.csv", ["Date", "Text"], [("today", text) for text, _ in sentences(9)])
+    flags = ["--model_name_or_path", mail, "--num_train_epochs", 0, "--do_predict", "--test_file", file]
+    with pytest.raises(SystemExit) as exit_:
+        run(*flags, "--output_dir", tmp_path / "out")
+    assert exit_.value.code == 2
+    said = capsys.readouterr().err
+    assert (
+        "the model was trained on the column Message, but the data has no 'Message'; its columns are Date, Text"
+        in said
+    )
+    run(*flags, "--text_column_names", "Text", "--output_dir", tmp_path / "out")
+    assert len(table(tmp_path / "out" / "predict_results.csv")) == 9
+
+
+def test_training_goes_on_with_the_same_columns(
+    run: Callable, mail: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [("some day", text, ("ham", "spam")[label]) for text, label in sentences(30)]
+    file = write_csv(tmp_path / "more.csv", ["Date", "Message", "label"], rows)
+    run("--model_name_or_path", mail, "--train_file", file, "--max_train_steps", 1)
+    assert "text: Message, cut at 20 tokens" in capsys.readouterr().out
+
+
+# --- data sets by name
+
+
+def hub_folder(folder: Path, splits: dict[str, str], files: dict[str, str], config: str = "default") -> Path:
+    """A folder in the hub's layout: the file of each split, and what the files hold."""
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    lines = "".join(f"  - split: {split}\n    path: {path}\n" for split, path in splits.items())
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{lines}---\n")
+    return folder
+
+
+def rows_of(*flags: object) -> dict[str, list]:
+    splits, _ = load_data(script.parse_args(["--model_name_or_path", "m", *map(str, flags)]))
+    return {name: data["text"][:] for name, data in splits.items()}
+
+
+CELLS = ["NA", "null", "None", "n/a", "nan", "007", "1e5", "", "2020-01-01", " x "]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_cells_in_a_folder_are_those_of_the_file(tmp_path: Path, kind: str) -> None:
+    if kind == "csv":
+        write_csv(tmp_path / "t.csv", ["text", "label"], [(cell, "ab"[row % 2]) for row, cell in enumerate(CELLS)])
+    else:
+        lines = [json.dumps({"text": cell, "label": "ab"[row % 2]}) for row, cell in enumerate(CELLS)]
+        (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    text = (tmp_path / f"t.{kind}").read_text()
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for split in ("train", "validation"):
+        (plain / f"{split}.{kind}").write_text(text)
+    named = {"train": f"a.{kind}", "validation": f"b.{kind}"}
+    described = hub_folder(tmp_path / "described", named, dict.fromkeys(named.values(), text))
+    for folder in (plain, described):
+        assert rows_of("--dataset_name", folder) == {"train": CELLS, "validation": CELLS}
+
+
+def test_a_configuration_of_a_data_set(tmp_path: Path) -> None:
+    folder = tmp_path / "two"
+    folder.mkdir()
+    lines = []
+    for name in ("small", "large"):
+        for split in ("train", "validation"):
+            write_csv(
+                folder / f"{name}_{split}.csv", ["text", "label"], [(f"{name} {n}", "ab"[n % 2]) for n in range(4)]
+            )
+        lines += [f"- config_name: {name}", "  data_files:"]
+        lines += [f"  - split: {split}\n    path: {name}_{split}.csv" for split in ("train", "validation")]
+    (folder / "README.md").write_text("\n".join(["---", "configs:", *lines, "---", ""]))
+    for name in ("small", "large"):
+        found = rows_of("--dataset_name", folder, "--dataset_config_name", name)
+        assert found["train"] == [f"{name} {n}" for n in range(4)]
+
+
+def test_a_configuration_is_for_data_sets_by_name(capsys: pytest.CaptureFixture) -> None:
+    for flags in (["--task_name", "rte"], ["--train_file", __file__]):
+        with pytest.raises(SystemExit):
+            script.parse_args(["--model_name_or_path", "m", *flags, "--dataset_config_name", "x"])
+        assert "--dataset_config_name is for a --dataset_name of your own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["dev", "val", "valid"])
+def test_other_names_of_the_validation_split(tmp_path: Path, split: str) -> None:
+    text = "text,label\nx,a\ny,b\n"
+    folder = hub_folder(tmp_path / "d", {"train": "1.csv", split: "2.csv"}, {"1.csv": text, "2.csv": text})
+    assert rows_of("--dataset_name", folder) == {"train": ["x", "y"], "validation": ["x", "y"]}
+
+
+def test_rows_whose_label_is_said_to_be_none_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """As SNLI has them: -1 of a ClassLabel."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    for split in ("train", "validation"):
+        rows = {"text": [f"row {n}" for n in range(12)], "label": [-1 if n % 4 == 0 else n % 2 for n in range(12)]}
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    found = rows_of("--dataset_name", tmp_path)
+    assert found["train"] == [f"row {n}" for n in range(12) if n % 4]
+    out = capsys.readouterr().out
+    for split in ("train", "validation"):
+        assert f"3 rows of the {split} data left out: the label -1 says that there is none" in out
+
+
+def test_a_cached_data_set_of_the_same_name_is_not_taken_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`./imdb` once, then `imdb` from elsewhere, without a network."""
+    for name in ("imdb", "someone/reviews"):
+        (tmp_path / name).mkdir(parents=True)
+        for split in ("train", "validation"):
+            Dataset.from_dict({"text": ["x", "y"], "label": ["a", "b"]}).to_parquet(
+                tmp_path / name / f"{split}.parquet"
+            )
+    monkeypatch.chdir(tmp_path)
+    rows_of("--dataset_name", "imdb")
+    monkeypatch.chdir("/")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        rows_of("--dataset_name", "imdb")
+    assert exit_.value.code == 2
+    assert "--dataset_name imdb: there is no such folder, and the hub does not answer" in capsys.readouterr().err
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    shutil.copytree(next(cache.glob("imdb")), cache / "someone___reviews", dirs_exist_ok=True)
+    try:
+        rows_of("--dataset_name", "someone/reviews")
+    except SystemExit:  # the cache of another version of datasets
+        return
+    assert "the hub does not answer; someone/reviews is read from datasets' cache" in capsys.readouterr().out

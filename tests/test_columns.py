@@ -1,0 +1,124 @@
+"""Which columns are guessed to be texts, what is said of it, and what never is one."""
+
+import datetime
+from pathlib import Path
+
+import pytest
+from accelerate import PartialState
+from conftest import load, sentences, write_csv
+from datasets import ClassLabel, Dataset, Features, Value
+
+from no_trainer.columns import find_text_columns
+
+
+def of(columns: list[str]) -> Dataset:
+    return Dataset.from_dict({name: [f"some words in {name} {row}" for row in range(8)] for name in columns})
+
+
+@pytest.mark.parametrize(
+    ("columns", "read"),
+    [
+        (["text", "label"], ["text"]),
+        (["sentence2", "x", "sentence1"], ["sentence1", "sentence2"]),
+        (["id", "sentence2", "label", "sentence1"], ["sentence1", "sentence2"]),
+        (["id", "question", "label", "answer"], ["question", "answer"]),
+        (["question", "label", "answer", "note"], ["question", "answer"]),
+        (["premise", "hypothesis", "label"], ["premise", "hypothesis"]),
+        (["Index", "label", "text"], ["text"]),
+        (["text", "label", "label_text"], ["text"]),
+        (["text", "label", "labels"], ["text"]),
+        (["text", "fine_label", "label"], ["text"]),
+        (["Unnamed: 0", "label", "text", "__index_level_0__"], ["text"]),
+    ],
+)
+def test_the_columns_of_text(columns: list[str], read: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert find_text_columns(of(columns)) == read
+    assert not capsys.readouterr().out
+
+
+def test_two_guessed_columns_are_told_with_what_is_left(capsys: pytest.CaptureFixture) -> None:
+    PartialState()
+    assert find_text_columns(of(["a", "b", "label", "c"])) == ["a", "b"]
+    said = capsys.readouterr().out
+    assert "two columns are read, as a pair of texts: a and b (not c); to read one: --text_column_names a" in said
+
+
+def test_the_other_labels_of_a_chosen_one_are_no_text(tmp_path: Path) -> None:
+    """`fine_label` gives `coarse_label` away."""
+    file = tmp_path / "t.csv"
+    rows = [[text, "AB"[label], f"{'AB'[label]}{row % 2}"] for row, (text, label) in enumerate(sentences(40))]
+    write_csv(file, ["text", "coarse_label", "fine_label"], rows)
+    assert load(file, label_column_name="coarse_label")[1].text_columns == ["text"]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [f"https://example.org/{row}" for row in range(40)],
+        [f"www.example.org/{row}" for row in range(40)],
+        [f"2024-03-{row % 28 + 1:02d}" for row in range(40)],
+        [f"2024-03-{row % 28 + 1:02d}T10:{row:02d}:00Z" for row in range(40)],
+        [f"{row % 28 + 1:02d}/03/2024 10:{row:02d}" for row in range(40)],
+        [f"{row % 28 + 1} March 2024" for row in range(40)],
+        [f"Mon Mar {row % 28 + 1:2d} 10:00:{row:02d} 2024" for row in range(40)],
+        [str(row) for row in range(40)],
+        [f"{row}.5" for row in range(40)],
+        [f"{row} %" for row in range(40)],
+        [f"tr-{row:04d}" for row in range(40)],
+        [f"user{row}@example.org" for row in range(40)],
+        [f"data/part_{row}.txt" for row in range(40)],
+    ],
+)
+def test_addresses_dates_and_numbers_are_no_text(tmp_path: Path, cells: list, capsys: pytest.CaptureFixture) -> None:
+    """Before and after the text."""
+    texts = sentences(40)
+    for order in (("other", "text"), ("text", "other")):
+        columns = {"text": [text for text, _ in texts], "other": cells, "label": ["ab"[label] for _, label in texts]}
+        rows = list(zip(*(columns[name] for name in (*order, "label")), strict=True))
+        task = load(write_csv(tmp_path / "t.csv", [*order, "label"], rows))[1]
+        assert task.text_columns == ["text"]
+    assert "two columns" not in capsys.readouterr().out
+
+
+def test_columns_of_other_types_are_no_text(tmp_path: Path) -> None:
+    texts = sentences(40)
+    features = Features(
+        {
+            "kind": ClassLabel(names=["x", "y"]),
+            "stars": Value("int64"),
+            "score": Value("float32"),
+            "day": Value("date32"),
+            "seen": Value("bool"),
+            "text": Value("string"),
+            "label": Value("string"),
+        }
+    )
+    columns = {"kind": [0, 1] * 20, "stars": range(40), "score": [0.5] * 40, "day": [datetime.date(2024, 1, 1)] * 40}
+    columns |= {"seen": [True] * 40, "text": [text for text, _ in texts], "label": ["ab"[y] for _, y in texts]}
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "t.parquet")
+    assert load(tmp_path / "t.parquet")[1].text_columns == ["text"]
+
+
+def test_a_column_that_the_label_can_be_told_from_is_no_text(tmp_path: Path) -> None:
+    """`category` has one label for each of its few values; `author`, in which both occur, may be read."""
+    texts = sentences(60)
+    names = {0: ["complaint", "refund"], 1: ["praise", "thanks"]}
+    rows = [[text, names[label][row % 2], "ab"[label]] for row, (text, label) in enumerate(texts)]
+    assert load(write_csv(tmp_path / "t.csv", ["text", "category", "label"], rows))[1].text_columns == ["text"]
+    rows = [[text, ("Ann", "Bob")[row % 2], "ab"[label]] for row, (text, label) in enumerate(texts)]
+    assert load(write_csv(tmp_path / "t.csv", ["text", "author", "label"], rows))[1].text_columns == ["text", "author"]
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [('["the", "film"]', "a list"), ('{"a": 1}', "an object"), ("[]", "a list"), ("[[1]]", "a list")],
+)
+def test_lists_and_objects_are_no_text(tmp_path: Path, value: str, what: str, capsys: pytest.CaptureFixture) -> None:
+    """In the third row, or in all of them."""
+    for number, other in ((3, '"good film"'), (1, value)):
+        lines = [f'{{"text": {value if row == number else other}, "label": "{"ab"[row % 2]}"}}' for row in range(1, 5)]
+        (tmp_path / "t.jsonl").write_text("\n".join(lines))
+        with pytest.raises(SystemExit):
+            load(tmp_path / "t.jsonl")
+        said = capsys.readouterr().err
+        assert f"t.jsonl, line {number} (row {number} of the train data): column text holds {what}" in said

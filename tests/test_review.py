@@ -1,0 +1,67 @@
+"""The lines that say, before training, what in the data often is a mistake; each only where it is so."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import load, sentences, write_csv
+
+from no_trainer.review import warn_of_texts
+
+
+def rows(number: int) -> list[tuple[str, str]]:
+    return [(f"text {row} {text}", "ab"[label]) for row, (text, label) in enumerate(sentences(number))]
+
+
+def said(folder: Path, train: list, valid: list, capsys: pytest.CaptureFixture) -> str:
+    header = [f"column{number}" for number in range(len(train[0]) - 1)] + ["label"]
+    names = ",".join(header[:-1])
+    files = [write_csv(folder / f"{name}.csv", header, part) for name, part in (("t", train), ("v", valid))]
+    splits, task = load(*files, text_column_names=names.split(","))
+    capsys.readouterr()
+    warn_of_texts(splits, task)
+    return capsys.readouterr().out
+
+
+def test_nothing_is_said_of_good_data(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert said(tmp_path, rows(30), [(f"other {text}", label) for text, label in rows(9)], capsys) == ""
+
+
+def test_rows_in_both(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    valid = [("new", "a"), *rows(3)]
+    out = said(tmp_path, rows(30), valid, capsys)
+    assert "3 rows of 4 of the validation data have a text that stands in the training data, too" in out
+
+
+def test_pairs_are_the_same_where_both_texts_are(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    train = [("x y", f"answer {number}", "ab"[number % 2]) for number in range(20)]
+    valid = [("x y", "answer 3", "a"), ("x y", "answer 99", "b")]
+    assert "1 row of 2 of the validation data have a text" in said(tmp_path, train, valid, capsys)
+    assert "more than one label" not in said(tmp_path, train, valid, capsys)
+
+
+def test_one_text_with_two_labels(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    train = [*rows(30), ("the parcel is late", "a"), ("the parcel is late", "b"), ("twice", "a"), ("twice", "a")]
+    out = said(tmp_path, train, [("new", "a")], capsys)
+    assert "1 text of the training data with more than one label, such as 'the parcel is late'" in out
+
+
+def test_most_texts_cut(run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    train = write_csv(tmp_path / "t.csv", ["text", "label"], [("good " * (9 + n % 2), "ab"[n % 2]) for n in range(40)])
+    run("--train_file", train, "--max_train_steps", 1, "--max_length", 8)
+    out = capsys.readouterr().out
+    assert "warning: 36 of the 36 texts of the train data are cut at 8 tokens; --max_length 12 would hold 95 %" in out
+    run("--train_file", train, "--max_train_steps", 1, "--max_length", 12)
+    assert "would hold" not in capsys.readouterr().out
+
+
+def test_all_rows_without_a_label_are_named_at_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """By the file's line, counted with the header and with the lines of the rows before."""
+    text = 'text,label\n"a\nb",x\nc,\nd,y\ne,\n' + "f,\n" * 5
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(SystemExit):
+        load(tmp_path / "t.csv")
+    err = capsys.readouterr().err
+    assert "t.csv, line 4 (row 2 of the train data), " in err
+    assert "t.csv, line 6 (row 4 of the train data), " in err
+    assert " and 2 more have no label" in err
