@@ -98,16 +98,18 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from no_trainer.batches import GlobalBatchSampler, make_collate, make_eval_loaders, make_loader, tokenize
 from no_trainer.checkpoints import fixed_settings, leave, open_run, save_checkpoint
 from no_trainer.classes import in_models_order
-from no_trainer.evaluation import agree, compute_metrics, predict, scores, with_baseline
-from no_trainer.glue import SEVERAL, Task, is_test, suffix
+from no_trainer.evaluation import Predictions, agree, predict, score_line
+from no_trainer.glue import NUMBER, SEVERAL, Task, is_test, suffix
 from no_trainer.labels import numbers
 from no_trainer.launch import hardware, one_first, progress_bar, say, start_accelerator, tune_cpu
+from no_trainer.metrics import compute_metrics, score_classes, with_baseline
 from no_trainer.models import fit_length, from_pretrained, load_weights, name_model, reads_padding
-from no_trainer.results import finish, load_best, note_best, share_model, write_predictions
+from no_trainer.results import finish, save_results, share_model, tell_mistakes, write_predictions
 from no_trainer.review import review
 from no_trainer.run import Run, log, log_losses, out_of_patience, plan_schedule, read_losses, restoring_signals
 from no_trainer.tasks import load_data
 from no_trainer.tokens import check_tokens, fit_tokenizer, load_tokenizer
+from no_trainer.weights import load_best, note_best
 
 # --- Encoding: what the model sees of a row.
 
@@ -119,11 +121,13 @@ def make_encode(tokenizer: Tokenizer, task: Task) -> Callable[[dict[str, list]],
     """
     class_ids = {value: index for index, value in enumerate(task.values or [])}
     # the types of a tokenizer that has none but 0 need not be kept; the mask is made when a batch is padded
-    typed = any(tokenizer(*["a"] * len(task.text_columns)).get("token_type_ids", []))
+    typed = len(task.text_columns) == 2 and any(tokenizer("a", "b").get("token_type_ids", []))
     options = {"max_length": task.max_length, "return_attention_mask": False, "return_token_type_ids": typed}
 
     def encode(rows: dict[str, list]) -> dict[str, list]:
         texts = [rows[column] for column in task.text_columns]
+        if len(texts) > 2:  # a tokenizer takes two
+            texts = [[f" {task.separator} ".join(parts) for parts in zip(*texts, strict=True)]]
         inputs = dict(tokenizer(*texts, truncation=True, **options))
         if "label" in rows and task.problem_type == SEVERAL:  # a vector of 0 and 1 for each row
             inputs["labels"] = [[float(value in label) for value in class_ids] for label in rows["label"]]
@@ -143,7 +147,7 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer, 
     """
     config = from_pretrained(AutoConfig, args)
     task = in_models_order(task, config, new_head=args.ignore_mismatched_sizes)
-    tokenizer = load_tokenizer(args, config, pairs=len(task.text_columns) > 1)
+    tokenizer = load_tokenizer(args, config, pairs=len(task.text_columns) == 2)
     if task.labels:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: index for index, label in enumerate(task.labels)}
@@ -155,7 +159,8 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer, 
     for name, parameter in model.named_parameters():
         if task.labels is None and name in new and parameter.shape == (1,):
             torch.nn.init.constant_(parameter, task.mean)  # the bias of a new head: no steps are spent on the offset
-    task = replace(task, max_length=fit_length(task.max_length, model))
+    separator = tokenizer.sep_token or tokenizer.eos_token or task.separator
+    task = replace(task, max_length=fit_length(task.max_length, model), separator=separator)
     # what evaluating and predicting with the saved model go by
     model.config.glue_no_trainer = {"text_columns": task.text_columns, "max_length": task.max_length}
     return model, fit_tokenizer(tokenizer, model, task.max_length), task
@@ -274,11 +279,12 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
                 leave(run, model)
 
         read_losses(run)  # one that is not finite is told by its step
-        progress.results = evaluate_model(run, final_model, task, eval_loaders) | run.position()
+        scores, predictions = evaluate_model(run, final_model, task, eval_loaders)
+        progress.results = scores | run.position()
         progress.epoch, progress.batch = progress.epoch + 1, 0
         log(run, progress.results)
-        say(scores(progress.results, task.baseline))
-        note_best(run, final_model, task)
+        say(score_line(progress.results, task.baseline))
+        note_best(run, final_model, task, predictions)
         if args.checkpointing_steps == "epoch":
             save_checkpoint(run, model, f"epoch_{progress.epoch - 1}")
         if args.push_to_hub:
@@ -286,13 +292,19 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
 
     bar.close()
     if progress.results.get("step") != progress.step:  # --num_train_epochs 0, or a resume with nothing left to do
-        progress.results = evaluate_model(run, final_model, task, eval_loaders) | run.position()
+        scores, run.predictions = evaluate_model(run, final_model, task, eval_loaders)
+        progress.results = scores | run.position()
     if args.load_best_model_at_end and progress.best:
         load_best(run, final_model, task)
-    results = share_model(run, final_model, tokenizer, task, "End of training", last=True)
+        if not run.predictions:  # the best evaluation was before a resume
+            _, run.predictions = evaluate_model(run, final_model, task, eval_loaders)
+    results = save_results(run, final_model, tokenizer, task)
+    tell_mistakes(run, task, splits, probabilities)
     for name, loader in test_loaders.items():
-        logits, _ = predict(run, final_model, loader, "Predicting")
-        write_predictions(run, task, name, logits, probabilities(logits))
+        logits, labels = predict(run, final_model, loader, "Predicting")
+        scores = {} if labels is None else judge(task, logits, labels)
+        shares = probabilities(task, logits)
+        results |= write_predictions(run, task, name, splits[name], logits, shares, scores)
     return finish(run, final_model, task, results)
 
 
@@ -301,32 +313,39 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
 
 def evaluate_model(
     run: Run, model: torch.nn.Module, task: Task, eval_loaders: dict[str, DataLoader]
-) -> dict[str, Any]:
-    """`eval_loss` and `eval_<metric>` of each validation split, known to every process; MNLI's second ends in _mm.
+) -> tuple[dict[str, Any], dict[str, Predictions]]:
+    """`eval_loss` and `eval_<metric>` of each validation split, known to every process, and the predictions.
 
-    What is not a number goes to all_results.json alone.
+    MNLI's second split ends in _mm. A score that is not a number goes to all_results.json alone.
     """
     results: dict[str, Any] = {}
+    predictions: dict[str, Predictions] = {}
     for split, loader in eval_loaders.items():
-        logits, labels = predict(run, model, loader, "Evaluating")
+        logits, labels = predictions[split] = predict(run, model, loader, "Evaluating")
         if run.accelerator.is_main_process:
             values = judge(task, logits, labels)
             results |= {f"eval_{metric}{suffix(split)}": value for metric, value in values.items()}
-    return agree(results)
+    return agree(results), predictions
 
 
 def judge(task: Task, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
-    """The task's metrics and the loss of logits, [rows, classes], against labels, [rows]."""
-    if task.labels is None:
-        predictions, loss = logits.squeeze(-1), F.mse_loss(logits.squeeze(-1), labels)
+    """The task's metrics, the loss and each class's scores.
+
+    logits: [rows, classes]; labels: class ids or numbers, [rows], or for several classes 0 and 1, [rows, classes].
+    """
+    if task.problem_type == NUMBER:
+        answers, loss = logits.squeeze(-1), F.mse_loss(logits.squeeze(-1), labels)
+    elif task.problem_type == SEVERAL:
+        answers, loss = logits > 0, F.binary_cross_entropy_with_logits(logits, labels)  # a probability over 0.5
     else:
-        predictions, loss = logits.argmax(-1), F.cross_entropy(logits, labels)
-    return compute_metrics(task, predictions.numpy(), labels.numpy()) | {"loss": loss.item()}
+        answers, loss = logits.argmax(-1), F.cross_entropy(logits, labels)
+    predicted, true = answers.numpy(), labels.numpy()
+    return compute_metrics(task, predicted, true) | {"loss": loss.item()} | score_classes(task, predicted, true)
 
 
-def probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """Each class's, [rows, classes]."""
-    return logits.softmax(-1)
+def probabilities(task: Task, logits: torch.Tensor) -> torch.Tensor:
+    """Each class's, [rows, classes]; several classes are independent of each other."""
+    return logits.sigmoid() if task.problem_type == SEVERAL else logits.softmax(-1)
 
 
 if __name__ == "__main__":

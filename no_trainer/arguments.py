@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from no_trainer.checks import check_arguments
 from no_trainer.glue import GLUE
-from no_trainer.messages import EARLIER, stop, suggestion
+from no_trainer.messages import EARLIER, STARTING, stop, suggestion, under_way
 
 MEANT = {  # flags that other scripts have, several to a line: what they are here
     "lr": "--learning_rate",
@@ -44,6 +44,7 @@ MEANT = {  # flags that other scripts have, several to a line: what they are her
     "use_fast_tokenizer": "on unless --use_slow_tokenizer is given",
     "do_train": "what it does unless --num_train_epochs is 0",
     "do_eval evaluate": "what it does after each epoch",
+    "text_column_delimiter": "an edit of `make_encode` in the script",
     "eval_strategy evaluation_strategy eval_steps": "after each epoch; or examples/edits/evaluate_every.patch",
     "gradient_checkpointing": "an edit of the script: examples/edits/gradient_checkpointing.patch",
     "label_smoothing_factor label_smoothing": "an edit of the script: examples/edits/label_smoothing.patch",
@@ -127,8 +128,9 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
     add("--test_file", **files, help="the same columns, `label` not needed, for --do_predict")
     add("--do_predict", **SWITCH, help="write the predictions for --test_file or the data set's test split")
     names = {"nargs": "+", "metavar": "A[,B]"}
-    add("--text_column_names", **names, help="(default: sentence1,sentence2, else the first one or two others)")
+    add("--text_column_names", **names, help="(default: those of the model, sentence1,sentence2, or a guess)")
     add("--label_column_name", default="label", metavar="NAME", help="the column with the answers")
+    add("--do_regression", **SWITCH, help="whole numbers are numbers to predict, not classes")
     add("--max_train_samples", type=POSITIVE, metavar="N", help="train on the first N rows only")
     add("--max_eval_samples", type=POSITIVE, metavar="N", help="evaluate on the first N rows only")
     add("--max_predict_samples", type=POSITIVE, metavar="N", help="predict the first N rows only")
@@ -189,6 +191,7 @@ def before_imports(parse: Callable[[Sequence[str]], argparse.Namespace]) -> argp
     args = parse(sys.argv[1:])
     # or torch's C++ warns in each process of what is meant to be so (find_unused_parameters), and of nothing of use
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    STARTING.enter_context(under_way("importing torch, transformers and datasets"))
     gc.disable()  # or a fifth of the time of the imports goes into looking for garbage among what they make
     return args
 

@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
-from transformers import DataCollatorWithPadding
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from no_trainer.files import no_cache
@@ -39,8 +38,9 @@ def tokenize(
         inputs["input_ids"] = [row or [tokenizer.pad_token_id] for row in inputs["input_ids"]]
         lengths = [len(row) for row in inputs["input_ids"]]
         if at_limit := [row for row, length in enumerate(lengths) if length >= max_length]:
-            whole = tokenizer(*[[text[row] for row in at_limit] for text in texts.values()], verbose=False)
-            for row, tokens in zip(at_limit, whole["input_ids"], strict=True):
+            columns = [[column[row] for row in at_limit] for column in texts.values()]
+            columns = columns if len(columns) < 3 else [list(map(" ".join, zip(*columns, strict=True)))]
+            for row, tokens in zip(at_limit, tokenizer(*columns, verbose=False)["input_ids"], strict=True):
                 lengths[row] = len(tokens)
         return inputs | {"length": lengths}
 
@@ -120,17 +120,42 @@ class GlobalBatchSampler(Sampler[list[int]]):
         return (self.steps_per_epoch - self.first) * (self.global_batch // self.batch_size)
 
 
-def make_collate(tokenizer: Tokenizer, accelerator: Accelerator, max_length: int | None) -> Callable:
-    """Pads a batch to `max_length` or, without one, to its longest row, of which few shapes come.
+@dataclass
+class Collate:
+    """Pads rows to one length; a row has lists of tokens by name, `labels` and, in evaluation, `row`."""
+
+    fill: dict[str, int]  # what each input is padded with
+    length: int | None  # None: that of the longest row
+    multiple: int  # of which that is made one
+    left: bool  # on the left
+    mask: bool  # whether the model wants to know what is padding
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        lengths = [len(row["input_ids"]) for row in rows]
+        longest = self.length or -(-max(lengths) // self.multiple) * self.multiple
+        batch = {name: np.full((len(rows), longest), fill) for name, fill in self.fill.items() if name in rows[0]}
+        mask = np.zeros((len(rows), longest), np.int64)
+        for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            place = slice(longest - length, None) if self.left else slice(length)
+            mask[number, place] = 1
+            for name, array in batch.items():
+                array[number, place] = row[name]
+        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        tensors |= {"attention_mask": torch.from_numpy(mask)} if self.mask else {}
+        return tensors | {name: torch.tensor([row[name] for row in rows]) for name in rows[0] if name not in batch}
+
+
+def make_collate(tokenizer: Tokenizer, accelerator: Accelerator, max_length: int | None) -> Collate:
+    """What makes a batch of rows: padded to `max_length` or, without one, to the longest, of which few shapes come.
 
     On XLA, where each new shape is compiled, `max_length` is needed.
     """
-    if max_length:
-        return DataCollatorWithPadding(tokenizer, padding="max_length", max_length=max_length)
     multiple = 16 if accelerator.mixed_precision == "fp8" else 8  # what tensor cores want; a CPU has fewer shapes then
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         multiple = 32
-    return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
+    fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    mask = "attention_mask" in tokenizer.model_input_names
+    return Collate(fill, max_length, multiple, tokenizer.padding_side == "left", mask)
 
 
 def make_loader(accelerator: Accelerator, data: Dataset, collate: Callable, workers: int, **how: Any) -> DataLoader:

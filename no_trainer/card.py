@@ -1,21 +1,28 @@
-"""The model card, from card.jinja beside this file, and the training curve."""
+"""The model card, from card.jinja beside this file."""
 
+import html
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from no_trainer.glue import Task
+from no_trainer.glue import NUMBER, ONE, SEVERAL, Task
 from no_trainer.launch import hardware
-from no_trainer.messages import own_command
+from no_trainer.messages import own_command, show
 from no_trainer.run import Run, numbers_in
 
-HUB_NAMES = {"pearson": "pearsonr", "macro_f1": "f1"}  # metrics that the hub knows by another name
+HUB_NAMES = {"pearson": "pearsonr", "macro_f1": "f1", "micro_f1": "f1"}  # metrics with another name on the hub
+BASELINES = {
+    ONE: "The baseline always answers the commonest class of the training data.",
+    SEVERAL: "A class is predicted from a probability of 0.5 on. The baseline gives each class's commoner answer.",
+    NUMBER: "The baseline always answers the mean of the training data.",
+}
+EXAMPLE = {"text": "The parcel came a day early.", "text_pair": "The parcel was late."}
 
 
 def write_card(
@@ -23,63 +30,88 @@ def write_card(
 ) -> None:
     """README.md in --output_dir: what the model is, its scores, how to use it, how it was made."""
     args, folder, base = run.args, Path(run.args.output_dir), run.args.model_name_or_path
-    scores = {
-        key.removeprefix("eval_"): value for key, value in numbers_in(results).items() if key.startswith("eval_")
-    }
+    found = {name: value for name, value in numbers_in(results).items() if name.startswith(("eval_", "test_"))}
     hub_data = None if Path(args.dataset_name or "").exists() else args.dataset_name
     hub_data = "nyu-mll/glue" if args.task_name else hub_data
     files = [Path(file).name for file in args.train_file or []]
     data = f"GLUE {args.task_name}" if args.task_name else hub_data or " ".join(files) or Path(args.dataset_name).name
+    name = (run.repository or folder.absolute().name).split("/")[-1]
+    on_hub = not Path(base).exists()
     metadata = ModelCardData(
-        model_name=(run.repository or folder.absolute().name).split("/")[-1],
+        model_name=name,
         library_name="transformers",
         pipeline_tag="text-classification",
-        base_model=None if Path(base).exists() else base,
+        base_model=base if on_hub else None,
         datasets=[hub_data] if hub_data else None,
         metrics=sorted({HUB_NAMES.get(metric, metric) for metric in task.metrics}),
         tags=["text-classification", "accelerate"],
-        eval_results=measured(scores, hub_data or "own-data", data, args.task_name) or None,
+        eval_results=measured(found, hub_data or "own-data", data, args.task_name) or None,
     )
-    first, second = "The parcel came a day early.", "The parcel was late."
+    scores = [
+        {"metric": name.removeprefix("eval_"), "score": value, "baseline": results.get(f"baseline_{name[5:]}")}
+        for name, value in found.items()
+    ]
+    classes = [{"class": label} | row for label, row in results.get("eval_per_class", {}).items()]
     home = re.escape(os.path.expanduser("~"))  # which a card that is published need not tell
     card = ModelCard.from_template(
         metadata,
         str(Path(__file__).with_name("card.jinja")),
-        origin=Path(base).name if Path(base).exists() else f"[{base}](https://huggingface.co/{base})",
-        data=data,
-        reads=" + ".join(task.text_columns),
-        answers=", ".join(task.labels or ["a number"]),
-        baseline="the commonest class" if task.labels else "the mean",
-        scores=markdown_table(
-            [{"metric": k, "score": v, "baseline": results.get(f"baseline_{k}")} for k, v in scores.items()]
-        ),
+        title=text(name),
+        origin=f"[{text(base)}](https://huggingface.co/{base})" if on_hub else text(Path(base).name),
+        data=text(data),
+        reads=" + ".join(map(text, task.text_columns)),
+        answers=", ".join(map(text, task.labels or ["a number"])),
+        baseline=BASELINES[task.problem_type],
+        scores=markdown_table(scores),
+        classes=markdown_table(classes),
+        confusion=(folder / "confusion_matrix.png").exists(),
         has_pipeline=hasattr(model, "save_pretrained"),
         model=json.dumps(run.repository or args.output_dir),
-        question=json.dumps(first if len(task.text_columns) == 1 else {"text": first, "text_pair": second}),
+        question=json.dumps(example(task)),
+        options=", top_k=None" * (task.problem_type == SEVERAL),
         curve="![Loss and score by step](training_curve.png)" * (folder / "training_curve.png").exists(),
         evaluations=markdown_table(evaluations(lines)),
-        table=run.table,
-        command=re.sub(rf"{home}(?=/)", "~", own_command()),
+        table=unfenced(run.table),
+        command=unfenced(re.sub(rf"{home}(?=/)", "~", own_command())),
         settings=markdown_table(settings(run, task, results)),
     )
     card.save(folder / "README.md")
 
 
+def example(task: Task) -> str | dict[str, str]:
+    """What a pipeline is asked."""
+    if len(task.text_columns) == 2:
+        return EXAMPLE
+    return f" {task.separator} ".join([EXAMPLE["text"]] * max(1, len(task.text_columns) - 1))
+
+
+def text(value: Any) -> str:
+    """A name or label of the user's that Markdown and HTML show as it is, in one line."""
+    escaped = re.sub(r"([\\`*{}\[\]#|~$])", r"\\\1", html.escape(show(str(value)), quote=False))
+    return re.sub(r"(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])", r"\\_", escaped)  # in a word it does nothing
+
+
+def unfenced(value: str) -> str:
+    """What may stand between three backticks: without three of its own, and with its line breaks alone."""
+    return "\n".join(map(show, value.split("\n"))).replace("```", "'''")
+
+
 def measured(scores: dict[str, float], dataset_type: str, dataset_name: str, config: str | None) -> list[EvalResult]:
     """The scores as the hub reads them: https://huggingface.co/docs/hub/model-cards."""
+    long = {"eval": "validation", "test": "test"}
     return [
         EvalResult(
             task_type="text-classification",
             dataset_type=dataset_type,
             dataset_name=dataset_name,
             dataset_config=config,
-            dataset_split="validation_mismatched" if metric.endswith("_mm") else "validation",
-            metric_type=HUB_NAMES.get(metric.removesuffix("_mm"), metric.removesuffix("_mm")),
-            metric_name=metric,
+            dataset_split=long[name[:4]] + "_mismatched" * name.endswith("_mm"),
+            metric_type=HUB_NAMES.get(metric := name[5:].removesuffix("_mm"), metric),
+            metric_name=name[5:],
             metric_value=round(value, 4),
         )
-        for metric, value in scores.items()
-        if "loss" not in metric
+        for name, value in scores.items()
+        if "loss" not in name
     ]
 
 
@@ -107,29 +139,12 @@ def settings(run: Run, task: Task, results: dict[str, Any]) -> list[dict[str, An
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """A table with the keys of the rows as its header."""
+    """A table with the keys of the rows as its header; nothing without rows."""
 
-    def cell(value: Any) -> str:
-        return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    def line(cells: Iterable[Any]) -> str:
+        written = ["" if c is None else f"{c:.4g}" if isinstance(c, float) else text(c) for c in cells]
+        return f"| {' | '.join(written)} |"
 
-    header = [[*rows[0]], ["---"] * len(rows[0])] if rows else []
-    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in [*header, *(row.values() for row in rows)])
-
-
-def draw_curve(file: Path, lines: list[dict[str, Any]], metric: str, baseline: float | None) -> None:
-    """The losses and the task's metric by optimizer step, where matplotlib is installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:  # it is not there, or was built for another NumPy
-        return
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    losses, scores = figure.subplots(1, 2)
-    for axis, name in ((losses, "loss"), (losses, "eval_loss"), (scores, f"eval_{metric}")):
-        points = [(line["step"], line[name]) for line in lines if name in line]
-        axis.plot(*np.transpose(points), marker=".", label=name)
-        axis.set_xlabel("step")
-    if baseline is not None:
-        scores.axhline(baseline, linestyle=":", color="gray", label="baseline")
-    losses.legend()
-    scores.legend()
-    figure.savefig(file)
+    if not rows:
+        return ""
+    return "\n".join([line(rows[0]), f"|{' --- |' * len(rows[0])}", *(line(row.values()) for row in rows)])

@@ -48,8 +48,8 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
         stop("--dataset_config_name is for a --dataset_name of your own: a GLUE task is its own configuration")
     if args.task_name == "ax" and (trains or not args.do_predict):
         stop("--task_name ax is a test set: give --num_train_epochs 0 --do_predict and a model of mnli")
-    if args.task_name and (args.text_column_names or args.label_column_name != "label"):
-        stop("--text_column_names and --label_column_name are for your own data: GLUE's columns are known")
+    if args.task_name and (args.text_column_names or args.label_column_name != "label" or args.do_regression):
+        stop("--text_column_names, --label_column_name and --do_regression are for your own data: GLUE's are known")
     for flag, names in files.items():
         setattr(args, flag, [file for name in names for file in find_files(flag, name)])
     if args.do_predict and not (source or args.test_file):
@@ -58,8 +58,8 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
         stop("--test_file is for --do_predict, which is not given")
     if args.text_column_names:
         args.text_column_names = [name.strip() for name in ",".join(args.text_column_names).split(",")]
-        if not 1 <= len(set(args.text_column_names) - {""}) == len(args.text_column_names) <= 2:
-            stop(f"--text_column_names {','.join(args.text_column_names)}: takes one column, or two as in a,b")
+        if len(set(args.text_column_names) - {""}) != len(args.text_column_names):
+            stop(f"--text_column_names {','.join(args.text_column_names)}: takes columns as in a,b, each once")
         if args.label_column_name in args.text_column_names:
             stop(f"--text_column_names: {args.label_column_name} is the column of the labels")
     if args.checkpointing_steps not in (None, "epoch") and not re.fullmatch(r"[1-9]\d*", args.checkpointing_steps):

@@ -16,7 +16,7 @@ from datasets import Dataset, Value, concatenate_datasets, load_dataset, load_da
 from no_trainer import cells
 from no_trainer.folder import checksum, to_disk
 from no_trainer.launch import say
-from no_trainer.messages import stop
+from no_trainer.messages import stop, under_way
 
 Parsed = tuple[pa.Table, Sequence[int], list[str]]  # the columns, the line of each row, what to say of the reading
 
@@ -103,7 +103,8 @@ def no_cache(error: OSError) -> NoReturn:
 def parse(file: str) -> Parsed:
     """The table in a .csv, .tsv, .json or .jsonl file."""
     try:
-        table, lines, notes = (parse_json if ".json" in file.lower()[-6:] else parse_cells)(file)
+        with under_way(f"reading {file}"):
+            table, lines, notes = (parse_json if ".json" in file.lower()[-6:] else parse_cells)(file)
     except UnicodeDecodeError as error:
         stop(f"{file} is not UTF-8: {error}; save it as UTF-8")
     except (ValueError, RecursionError) as error:  # of JSON

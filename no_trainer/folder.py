@@ -54,6 +54,14 @@ def damage(checkpoint: Path) -> str:
     return next((f"{name} is not as it was written" for name in wrong), "")
 
 
+def allow_reading(file: Path) -> None:
+    """Give a file the mode of any new one; safetensors writes its own for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    if os.name != "nt":
+        file.chmod(0o666 & ~mask)
+
+
 def to_disk(path: Path) -> None:
     """Wait until the file, or the folder's list of names, would survive a power cut."""
     if path.is_dir() and os.name == "nt":

@@ -8,7 +8,7 @@ import huggingface_hub
 
 from no_trainer.folder import BEST
 from no_trainer.launch import say
-from no_trainer.messages import stop
+from no_trainer.messages import stop, under_way
 from no_trainer.run import Run
 
 SHARED = ["*.safetensors", "*.json", "*.jsonl", "vocab.txt", "merges.txt", "*.model", "README.md", "*.png"]  # uploaded
@@ -46,7 +46,9 @@ def finish_upload(run: Run) -> None:
     """Wait for an upload that is under way; the run does not depend on whether it succeeds."""
     name, folder = run.repository, run.args.output_dir
     while run.uploads:
-        if (error := run.uploads.pop().exception()) is not None:
+        with under_way(f"uploading to {name}"):
+            error = run.uploads.pop().exception()
+        if error is not None:
             patterns = [("--include", shared) for shared in SHARED] + [("--exclude", kept) for kept in NOT_SHARED]
             again = shlex.join(["hf", "upload", name, folder, ".", *sum(patterns, ())])
             why = str(error.__cause__ or error).partition("\n")[0]

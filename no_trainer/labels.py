@@ -74,10 +74,10 @@ def name_labels(data: Dataset) -> Dataset:
     return data.remove_columns("label").add_column("label", words)
 
 
-def type_labels(splits: dict[str, Dataset], where: Where) -> dict[str, Dataset]:
+def type_labels(splits: dict[str, Dataset], where: Where, as_numbers: bool = False) -> dict[str, Dataset]:
     """Labels that are texts but written as numbers are numbers: whole ones classes, others for regression.
 
-    True and false become words, and so does everything in lists.
+    True and false become words, and so does everything in lists. `as_numbers`: whole numbers, too, are for regression.
     """
     first = next(iter(splits.values()))
     if is_list(first.features["label"]):
@@ -91,6 +91,8 @@ def type_labels(splits: dict[str, Dataset], where: Where) -> dict[str, Dataset]:
             kind = "string"  # such as ids: neither the numbers of Arrow nor those of a model can tell them apart
     if kind == "bool":
         kind = "string"
+    if as_numbers:
+        kind = "float64"
     typed = {}
     for name, data in splits.items():
         if kind in NUMBERS and "string" in getattr(data.features["label"], "dtype", ""):

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from no_trainer.messages import LAUNCHERS, stop, suggestion
+from no_trainer.messages import LAUNCHERS, STARTING, stop, suggestion
 
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
@@ -72,6 +72,7 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
 
 def imports_are_done() -> None:
     """Collect garbage again, but not among what the imports made: a seventh of the time of tokenizing."""
+    STARTING.close()
     gc.freeze()
     gc.enable()
 
@@ -178,6 +179,15 @@ def say(text: str) -> None:
             tqdm.write(text)
         except BrokenPipeError:  # nobody reads on: `| head` has enough, or Ctrl-C has ended `| tee` as well
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def optional(what: str, work: Callable[[], Any]) -> Any:
+    """What `work` returns; where it fails, which ends no run, a warning says so."""
+    try:
+        return work()
+    except Exception as error:
+        say(f"warning: {what}: {type(error).__name__}: {error}")
+        return None
 
 
 def progress_bar(what: str, **options: Any) -> tqdm:

@@ -7,8 +7,9 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ LAUNCHERS = {  # where a launcher says how many processes it has started: where 
     "MV2_COMM_WORLD_SIZE": "MV2_COMM_WORLD_RANK",
     "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",  # srun's; SLURM_NTASKS is also there in a script that sbatch started once
 }
+STARTING = contextlib.ExitStack()  # closed when the imports are done
 EARLIER: dict[int, Any] = {}  # handlers of signals that `before_imports` has exchanged
 
 
@@ -36,6 +38,11 @@ def stop(message: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
+def show(name: str) -> str:
+    """A name or label of the user's in one line: characters that a terminal would obey are written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(name))
+
+
 def many(number: int, thing: str) -> str:
     """A number of things, in words: `1 row`, `2 rows`."""
     return f"{number:,} {thing}" + "s" * (number != 1)
@@ -45,6 +52,19 @@ def some(things: Iterable[str], number: int) -> str:
     """The first five of a number of things, and how many there are besides."""
     named = list(islice(things, 5))
     return ", ".join(named) + f" and {number - len(named):,} more" * (number > len(named))
+
+
+@contextlib.contextmanager
+def under_way(what: str) -> Iterator[None]:
+    """Say at a terminal what is being done, if that takes longer than three seconds."""
+    timer = threading.Timer(3, lambda: print(f"{what} ...", file=sys.stderr, flush=True))
+    timer.daemon = True
+    if sys.stderr and sys.stderr.isatty() and os.environ.get("LOCAL_RANK", "0") == "0":
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig
 from transformers import PreTrainedModel as Model
 
 from no_trainer.launch import say
-from no_trainer.messages import many, some, stop
+from no_trainer.messages import many, some, stop, under_way
 
 LEAKY = ("convbert", "nystromformer", "yoso")  # these have a mask, but convolve or sample over the padding
 POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")  # modules: a row for each place
@@ -34,7 +34,8 @@ def from_pretrained(kind: Any, args: argparse.Namespace, flag: str = "model_name
     name, revision, trust = getattr(args, flag), args.model_revision, args.trust_remote_code
     revision = revision if flag == "model_name_or_path" else "main"
     try:
-        return kind.from_pretrained(name, revision=revision, trust_remote_code=trust, **options)
+        with under_way(f"loading {name}"):
+            return kind.from_pretrained(name, revision=revision, trust_remote_code=trust, **options)
     except (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError, StrictDataclassError) as error:
         what = what_it_is(Path(name))
         stop(f"--{flag} {name} {what}" if what else f"--{flag} {name}: {error}")

@@ -1,12 +1,10 @@
-"""What a run leaves: the best model, the results, the predictions, and a summary for people."""
+"""The end of a run: the model first, then the results, then what the run does not depend on."""
 
-import contextlib
-import csv
 import json
-import math
 import shlex
+import textwrap
 import time
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,59 +13,21 @@ import datasets
 import evaluate
 import torch
 import transformers
-from safetensors.torch import load_file
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from no_trainer.card import draw_curve, write_card
+from no_trainer.card import write_card
 from no_trainer.folder import BEST
-from no_trainer.glue import IN_WORDS, TEST_FILES, Task
+from no_trainer.glue import Task
 from no_trainer.hub import finish_upload, upload
-from no_trainer.launch import say, together
-from no_trainer.messages import stop
-from no_trainer.models import save_model
+from no_trainer.launch import optional, say
+from no_trainer.messages import many, show, stop
+from no_trainer.pictures import draw_confusion, draw_curve
+from no_trainer.predictions import write_answers, write_mistakes
 from no_trainer.run import Run, end_trackers, numbers_in
+from no_trainer.weights import save_files
 
-
-def note_best(run: Run, model: torch.nn.Module, task: Task) -> None:
-    """Note whether the latest evaluation is the best so far; if so, keep its weights for --load_best_model_at_end."""
-    progress, name = run.progress, f"eval_{task.best_metric}"
-    sign = -1 if task.best_metric.startswith(("loss", "mse")) else 1
-    if sign * progress.results[name] <= sign * progress.best.get(name, -sign * math.inf):
-        progress.waited += 1
-        return
-    progress.best, progress.waited = progress.results, 0
-    if run.args.load_best_model_at_end:
-        weights, aside = whole_weights(run, model), Path(run.args.output_dir) / ".best.partial"
-        once = {weight.data_ptr(): name for name, weight in weights.items()}  # tied weights have several names
-        weights = {name: weights[name] for name in once.values()}
-        together(run.accelerator, lambda: run.accelerator.save(weights, aside, safe_serialization=True), aside)
-        if run.accelerator.is_main_process:
-            aside.replace(Path(run.args.output_dir) / BEST)
-
-
-def whole_weights(run: Run, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The weights by their names in the bare model; where each process has a share of them, only the first has all."""
-    weights = run.accelerator.get_state_dict(model) or {}
-    if run.accelerator.device.type == "xla":
-        weights = {name: weight.cpu() for name, weight in weights.items()}
-    return {name.replace("_orig_mod.", ""): weight for name, weight in weights.items()}  # torch.compile's addition
-
-
-def load_best(run: Run, model: torch.nn.Module, task: Task) -> None:
-    """Give the model the weights of the best evaluation."""
-    best = run.progress.best
-    say(f"the best model is that of step {best['step']}: {task.best_metric} {best[f'eval_{task.best_metric}']:.4f}")
-    run.accelerator.wait_for_everyone()
-    weights = load_file(Path(run.args.output_dir) / BEST)
-    bare = run.accelerator.unwrap_model(model, keep_torch_compile=False)
-    whole = contextlib.nullcontext()
-    if hasattr(next(bare.parameters()), "ds_id"):  # DeepSpeed's ZeRO-3: each process has a share of each weight
-        import deepspeed  # Accelerate's own GatheredParameters does nothing unless the model was also made in shares
-
-        whole = deepspeed.zero.GatheredParameters(list(bare.parameters()), modifier_rank=0)
-    with whole:  # not strict: tied weights are saved once
-        set_model_state_dict(bare, weights, options=StateDictOptions(full_state_dict=True, strict=False))
+SHOWN = 20  # classes in the summary
 
 
 def all_results(run: Run, task: Task, last: bool) -> dict[str, Any]:
@@ -88,133 +48,143 @@ def all_results(run: Run, task: Task, last: bool) -> dict[str, Any]:
     return results | progress.settings | {"versions": versions}
 
 
-def share_model(
-    run: Run, model: torch.nn.Module, tokenizer: Tokenizer, task: Task, message: str, last: bool = False
-) -> dict[str, Any]:
-    """Save the model, at the `last` the results too, which it returns; with --push_to_hub upload it in a thread."""
+def share_model(run: Run, model: torch.nn.Module, tokenizer: Tokenizer, task: Task, message: str) -> None:
+    """Save the model as it is now, with its card, and begin to upload them."""
     finish_upload(run)  # it reads the files that are about to be written
-    results = keep_model(run, model, tokenizer, task, last)
-    if run.args.push_to_hub and run.accelerator.is_main_process:
+    run.files = save_files(run, model, tokenizer)
+    if run.accelerator.is_main_process:
+        describe_model(run, model, task, all_results(run, task, last=False))
         upload(run, message)
+
+
+def save_results(run: Run, model: torch.nn.Module, tokenizer: Tokenizer, task: Task) -> dict[str, Any]:
+    """Save the model, if it was trained, then all_results.json; returns the results."""
+    finish_upload(run)
+    results = all_results(run, task, last=True)
+    if run.args.output_dir and run.progress.step:  # else the model is where it was
+        run.files = save_files(run, model, tokenizer)
+    if run.args.output_dir and run.accelerator.is_main_process:
+        write_results(Path(run.args.output_dir), results)
+        (Path(run.args.output_dir) / BEST).unlink(missing_ok=True)  # it is the model now
     return results
 
 
-def keep_model(run: Run, model: torch.nn.Module, tokenizer: Tokenizer, task: Task, last: bool) -> dict[str, Any]:
-    """Save what was trained and its card, and at the `last` all_results.json, in --output_dir; returns the results."""
-    results, folder = all_results(run, task, last), Path(run.args.output_dir or "")
-    main_process, weights = run.accelerator.is_main_process, whole_weights(run, model)
-
-    def write() -> None:
-        if main_process and run.progress.step:  # else the model is where it was
-            bare = run.accelerator.unwrap_model(model, keep_torch_compile=False)
-            save_model(bare, weights, folder)
-            tokenizer.save_pretrained(folder)
-            log_lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-            draw_curve(
-                folder / "training_curve.png",
-                log_lines,
-                task.metrics[0],
-                task.baseline.get(f"baseline_{task.metrics[0]}"),
-            )
-            write_card(run, bare, task, results, log_lines)
-        if main_process and last:
-            text = json.dumps(results, indent=2, ensure_ascii=False)
-            (folder / "all_results.json").write_text(text + "\n", encoding="utf-8")
-
-    if run.args.output_dir:
-        together(run.accelerator, write, folder / "model.safetensors")
-        if main_process and last:
-            (folder / BEST).unlink(missing_ok=True)  # it is the model now
-    return results
-
-
-def write_predictions(run: Run, task: Task, name: str, logits: torch.Tensor, probabilities: torch.Tensor) -> None:
-    """The answers to the rows of a split, as a table of their own or as GLUE's server takes them.
-
-    `logits` and `probabilities`: [rows, classes].
-    """
-    args, folder = run.args, Path(run.args.output_dir)
-    if not run.accelerator.is_main_process:
-        return
-    if args.task_name:
-        part = {"test_mismatched": "mnli_mm", "ax": "ax"}.get(name, args.task_name)
-        file, rows = folder / "glue" / f"{TEST_FILES[part]}.tsv", server_rows(task, part, logits)
-    else:
-        file, rows = (
-            folder / f"predict_results{name.removeprefix('test')}.csv",
-            table_rows(task, logits, probabilities),
-        )
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    """all_results.json, whole."""
+    aside = folder / ".all_results.json.partial"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "w", encoding="utf-8", newline="") as out:
-            writer = csv.writer(out, delimiter="\t" if args.task_name else ",", lineterminator="\n")
-            writer.writerows(rows)
+        aside.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.replace(folder / "all_results.json")
     except OSError as error:
-        stop(f"the predictions could not be written, the model is saved: {error}.", code=1)
-    say(f"{len(rows) - 1} predictions are in {file}")
-    if args.task_name:
-        pack_submission(folder / "glue")
+        stop(f"{folder / 'all_results.json'} could not be written: {error}; the model is saved.", code=1)
 
 
-def table_rows(task: Task, logits: torch.Tensor, probabilities: torch.Tensor) -> list[list]:
-    """predict_results.csv: the answer to each row, its probability and every class's; the header first."""
-    if not task.labels:
-        return [["label"], *([value] for value in logits[:, 0].tolist())]
-    header = ["label", "probability", *(f"probability_{label}" for label in task.labels)]
-    chosen, shares = logits.argmax(-1).tolist(), probabilities.tolist()
-    return [header, *([task.labels[k], row[k], *row] for k, row in zip(chosen, shares, strict=True))]
+def describe_model(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any]) -> None:
+    """The card, with pictures where matplotlib can draw them; no failure of theirs ends the run."""
+    folder, metric = Path(run.args.output_dir), task.metrics[0]
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    baseline = task.baseline.get(f"baseline_{metric}")
+    optional("no picture of the curve", lambda: draw_curve(folder / "training_curve.png", lines, metric, baseline))
+    matrix = results.get("eval_confusion_matrix")
+    picture = folder / "confusion_matrix.png"
+    optional("no picture of the confusion matrix", lambda: draw_confusion(picture, task.labels, matrix))
+    bare = run.accelerator.unwrap_model(model, keep_torch_compile=False)
+    optional("no card", lambda: write_card(run, bare, task, results, lines))
 
 
-def server_rows(task: Task, part: str, logits: torch.Tensor) -> list[list]:
-    """The file of GLUE's server for this part of the benchmark; the header first."""
-    header = ["index", "prediction"]
-    if task.labels is None:
-        return [header, *([i, f"{min(max(value, 0), 5):.3f}"] for i, value in enumerate(logits[:, 0].tolist()))]
-    answers = task.words if part in IN_WORDS else task.values
-    return [header, *([index, answers[k]] for index, k in enumerate(logits.argmax(-1).tolist()))]
+def tell_mistakes(
+    run: Run, task: Task, splits: dict[str, Dataset], probabilities: Callable[[Task, torch.Tensor], torch.Tensor]
+) -> None:
+    """Write the predictions for the validation data, the worst first, and say the first three."""
+    if not run.args.output_dir or not run.accelerator.is_main_process:
+        return
+    for name, (logits, labels) in run.predictions.items():
+        shares = probabilities(task, logits)
+        work = lambda: write_mistakes(run, task, name, splits[name], logits, labels, shares)  # noqa: E731
+        run.mistakes += optional("the predictions for the validation data could not be written", work) or []
 
 
-def pack_submission(folder: Path) -> None:
-    """submission.zip, as GLUE's server takes it, once the files of all tasks are there."""
-    files = [folder / f"{name}.tsv" for name in TEST_FILES.values()]
-    if all(file.exists() for file in files):
-        with zipfile.ZipFile(folder / "submission.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in files:
-                archive.write(file, file.name)
+def write_predictions(
+    run: Run,
+    task: Task,
+    name: str,
+    split: Dataset,
+    logits: torch.Tensor,
+    shares: torch.Tensor,
+    scores: dict[str, Any],
+) -> dict[str, Any]:
+    """Write the answers to the rows of a split; returns its `scores` as `test_<metric>`, where it has labels."""
+    found = {f"test_{metric}{name.removeprefix('test')}": value for metric, value in scores.items()}
+    if run.accelerator.is_main_process:
+        try:
+            write_answers(run, task, name, split, logits, shares)
+        except OSError as error:
+            stop(f"the predictions could not be written, the model is saved: {error}.", code=1)
+    return found
 
 
 def finish(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any]) -> dict[str, Any]:
-    """Sum the run up and close what it has open; returns the results."""
-    finish_upload(run)
+    """Write the card, upload what there is, sum the run up, and close what it has open; returns the results."""
+    if run.args.output_dir and run.accelerator.is_main_process:
+        if any(name.startswith("test_") for name in results):
+            write_results(Path(run.args.output_dir), results)
+        if run.progress.step:
+            describe_model(run, model, task, results)
+        if run.args.push_to_hub:
+            upload(run, "End of training")
+            finish_upload(run)
     say(summary(run, run.accelerator.unwrap_model(model), task, results))
-    end_trackers(run)
+    optional("a tracker could not be closed", lambda: end_trackers(run))
     return results
 
 
 def summary(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any]) -> str:
-    """What a person wants to know at the end: scores beside the baseline, time, where everything is, what next."""
-    args, lines = run.args, []
-    scores = {
-        key.removeprefix("eval_"): value for key, value in numbers_in(results).items() if key.startswith("eval_")
-    }
-    if scores:
-        lines.append(f"{'':24}{'score':>10}{'baseline':>10}")
-    for metric, value in scores.items():
-        least = results.get(f"baseline_{metric}")
-        lines.append(f"{metric:24}{value:>10.4f}" + (f"{least:>10.4f}" if least is not None else ""))
+    """What a person wants to know at the end: scores, classes, mistakes, where everything is, what to do next."""
+    args = run.args
+    lines = [*score_lines(results), *class_lines(results.get("eval_per_class", {}))]
+    if run.mistakes:
+        lines.append("the worst mistakes, first in validation_predictions.csv:")
+        lines += [f"  {textwrap.shorten(show(line), 96, placeholder=' ...')}" for line in run.mistakes[:3]]
     if "train_runtime" in results:
         minutes, seconds = divmod(round(results["train_runtime"]), 60)
         rate = results["train_samples_per_second"]
-        steps = f"{results['step']} step" + "s" * (results["step"] != 1)
+        steps = many(results["step"], "step")
         lines.append(f"{steps} in {minutes} min {seconds} s, {rate:g} rows a second, evaluations included")
     if not args.output_dir:
         return "\n".join([*lines, "nothing is saved without an --output_dir"])
-    there = "model and " * bool(results["step"]) + "results" + ", checkpoints" * bool(args.checkpointing_steps)
-    lines += [f"{there + ', predictions' * args.do_predict} are in {args.output_dir}"]
+    there = ["model"] * bool(results["step"]) + ["checkpoints"] * bool(args.checkpointing_steps)
+    there += ["predictions"] * args.do_predict
+    lines += [f"{', '.join(there)}{' and ' * bool(there)}results are in {show(args.output_dir)}"]
     if results["step"] and not (Path(args.output_dir) / "training_curve.png").exists():
         lines.append("no training_curve.png: pip install matplotlib brings one next time")
     if results["step"] and hasattr(model, "save_pretrained"):
-        question = "..." if len(task.text_columns) == 1 else {"text": "...", "text_pair": "..."}
+        question = {"text": "...", "text_pair": "..."} if len(task.text_columns) == 2 else "..."
         ask = f'print(pipeline("text-classification", {json.dumps(args.output_dir)})({json.dumps(question)}))'
         lines.append(f"to ask it: python -c {shlex.quote(f'from transformers import pipeline; {ask}')}")
     return "\n".join(lines)
+
+
+def score_lines(results: dict[str, Any]) -> list[str]:
+    """Each score, beside its baseline where there is one."""
+    found = {name: value for name, value in numbers_in(results).items() if name.startswith(("eval_", "test_"))}
+    lines = [f"{'':24}{'score':>10}{'baseline':>10}"] * bool(found)
+    for name, value in found.items():
+        metric = name.removeprefix("eval_")
+        least = results.get(f"baseline_{metric}")
+        lines.append(f"{metric:24}{value:>10.4f}" + (f"{least:>10.4f}" if least is not None else ""))
+    return lines
+
+
+def class_lines(classes: dict[str, dict[str, float]]) -> list[str]:
+    """Precision, recall, F1 and rows of each class; of many classes of those with the lowest F1."""
+    if not classes:
+        return []
+    worst = sorted(classes, key=lambda label: classes[label]["f1"])[:SHOWN]
+    chosen = classes if len(classes) <= SHOWN else worst
+    title = "class" if len(classes) <= SHOWN else f"the {SHOWN} worst of {len(classes)}"
+    lines = [f"{title:24}{'precision':>10}{'recall':>10}{'f1':>10}{'rows':>10}"]
+    for label in chosen:
+        one, name = classes[label], textwrap.shorten(show(label), 23, placeholder="...")
+        scores = "".join(f"{one[name_]:>10.4f}" for name_ in ("precision", "recall", "f1"))
+        lines.append(f"{name:24}{scores}{one['support']:>10,}")
+    return lines

@@ -2,10 +2,12 @@
 
 import argparse
 import ctypes
+import datetime
 import functools
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -61,6 +63,9 @@ class Run:
     mark: tuple[int, float] = (0, 0.0)  # the step and the time that speed is counted from
     unread: list[tuple] = field(default_factory=list)  # steps still on the device: learning rate, loss, gradient norm
     uploads: list[Future] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)  # of the model, that the run has written
+    predictions: dict[str, tuple] = field(default_factory=dict)  # for each validation split: logits and labels
+    mistakes: list[str] = field(default_factory=list)  # the worst of them, in words
 
     def start_clock(self) -> None:
         """Count the speed from here on."""
@@ -115,12 +120,30 @@ def log_losses(run: Run, bar: tqdm) -> None:
     line = {"loss": sum(losses) / len(losses), "learning_rate": rates[-1], "grad_norm": norms[-1]}
 
     (step, begun), run.mark = run.mark, (progress.step, time.perf_counter())
-    speed = (progress.step - step) * progress.settings["global_batch_size"] / (run.mark[1] - begun)
+    seconds = (run.mark[1] - begun) / max(progress.step - step, 1)  # of a step
+    speed = progress.settings["global_batch_size"] / seconds
     loss, rate = f"{line['loss']:.4f}", f"{line['learning_rate']:.2e}"
-    bar.set_postfix(loss=loss, lr=rate)  # of a bar that is not shown, nothing
+    wide = {"rows/s": f"{speed:.0f}", "MB": f"{peak_memory(run.accelerator) / 1e6:,.0f}"}
+    # of a bar that is not shown, nothing
+    bar.set_postfix({"loss": loss, "lr": rate} | (wide if shutil.get_terminal_size().columns >= 100 else {}))
     if bar.disable:
-        say(f"step {progress.step} of {bar.total}: loss {loss}, learning rate {rate}, {speed:.0f} rows a second")
+        left = datetime.timedelta(seconds=round((bar.total - progress.step) * seconds))
+        say(
+            f"step {progress.step} of {bar.total}: loss {loss}, learning rate {rate}, {speed:.0f} rows a second, "
+            f"{left} left, {wide['MB']} MB"
+        )
     log(run, run.position() | line, speed)
+
+
+def peak_memory(accelerator: Accelerator) -> int:
+    """The most bytes so far that tensors have had on the device, or this process on a CPU; 0 where nobody counts."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def log(run: Run, line: dict[str, Any], speed: float | None = None) -> None:

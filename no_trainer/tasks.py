@@ -34,10 +34,10 @@ def load_data(args: argparse.Namespace, fold: int = 4, folds: int = 10) -> tuple
     splits = {name: keep_columns(data, name, text_columns, args, where) for name, data in splits.items()}
     labelled = {name: check_labels(data, name, where) for name, data in splits.items() if not is_test(name)}
     if labelled and not args.task_name:
-        if len({str(data.features["label"]) for data in labelled.values()}) > 1:
+        if args.do_regression or len({str(data.features["label"]) for data in labelled.values()}) > 1:
             labelled = {name: name_labels(data) for name, data in labelled.items()}
         if not isinstance(next(iter(labelled.values())).features["label"], ClassLabel):
-            labelled = type_labels(labelled, where)
+            labelled = type_labels(labelled, where, args.do_regression)
     task = find_task(labelled, text_columns, args, memory.get("max_length", 128), where)
     if labelled.keys() == {"train"}:
         labelled = hold_out(labelled["train"], fold, folds)

@@ -24,7 +24,7 @@ import run_glue_no_trainer as script
 from no_trainer.batches import make_collate, tokenize
 from no_trainer.glue import Task
 from no_trainer.models import reads_padding
-from no_trainer.results import keep_model
+from no_trainer.weights import save_files
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 BERT_LIKE = SMALL | {"max_position_embeddings": 64}
@@ -104,9 +104,9 @@ def test_an_architecture_is_trained_saved_and_loaded(
 ) -> None:
     model = make(kind, tiny_model, tmp_path / "model")
     trained = []
-    keep = keep_model
+    keep = save_files
     monkeypatch.setattr(
-        "no_trainer.results.keep_model", lambda run, model, *rest: trained.append(model) or keep(run, model, *rest)
+        "no_trainer.results.save_files", lambda run, model, *rest: trained.append(model) or keep(run, model, *rest)
     )
     flags = ["--model_name_or_path", model, "--max_train_steps", 2, "--learning_rate", 1e-3, "--logging_steps", 1]
     results = run(*own_files, *flags, "--output_dir", tmp_path / "out")

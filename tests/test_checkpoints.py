@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import log_lines, sentences, weights, without_dropout, write_csv
-from transformers import DataCollatorWithPadding
 
 import run_glue_no_trainer as script
+from no_trainer.batches import Collate
 from no_trainer.checkpoints import find_checkpoint
 from no_trainer.folder import checkpoints
 
@@ -186,9 +186,9 @@ def test_skipping_to_the_place_loads_no_rows(run: Callable, own_files: list, tmp
     run(*flags, "--checkpointing_steps", 7)
     calls = []
     with pytest.MonkeyPatch.context() as patch:
-        collate = DataCollatorWithPadding.__call__
+        collate = Collate.__call__
         patch.setattr(
-            DataCollatorWithPadding,
+            Collate,
             "__call__",
             lambda self, rows: calls.append(len(rows)) or collate(self, rows),
         )

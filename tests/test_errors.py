@@ -154,10 +154,10 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
     ),
     "GLUE's columns renamed": (
         lambda _: ["--task_name", "rte", "--text_column_names", "a"],
-        "GLUE's columns are known",
+        "are for your own data: GLUE's are known",
     ),
-    "three text columns": (with_flags("--text_column_names", "a,b,c"), "takes one column, or two"),
-    "one text column twice": (with_flags("--text_column_names", "text,text"), "takes one column, or two"),
+    "an empty name": (with_flags("--text_column_names", "text,"), "takes columns as in a,b, each once"),
+    "one text column twice": (with_flags("--text_column_names", "text,text"), "takes columns as in a,b, each once"),
     "the label as text": (with_flags("--text_column_names", "text,label"), "label is the column of the labels"),
     "predict what": (with_flags("--do_predict"), "--do_predict needs a --test_file"),
     "a test file for nothing": (

@@ -168,10 +168,14 @@ def test_where_a_row_stands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped"])
 def test_a_damaged_cache_is_made_anew(tmp_path: Path, damage: str) -> None:
-    file = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"{damage} {n}", "ab"[n % 2]) for n in range(300)])
+    file = write_csv(
+        tmp_path / "t.csv", ["text", "label"], [(f"to be {damage}: {n}", "ab"[n % 2]) for n in range(300)]
+    )
     before = read(file)
     (kept,) = [
-        f for f in Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow") if damage.encode() in f.read_bytes()
+        kept
+        for kept in Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow")
+        if f"to be {damage}".encode() in kept.read_bytes()
     ]
     content = bytearray(kept.read_bytes())
     content[len(content) // 2] ^= 1

@@ -387,3 +387,52 @@ def test_a_cached_data_set_of_the_same_name_is_not_taken_in_silence(
     except SystemExit:  # the cache of another version of datasets
         return
     assert "the hub does not answer; someone/reviews is read from datasets' cache" in capsys.readouterr().out
+
+
+# --- ratings, and more than two columns
+
+
+def test_whole_numbers_may_be_numbers_to_predict(run: Callable, tmp_path: Path) -> None:
+    """Stars from 1 to 5, as classes and, asked for, as numbers; also from a data set of classes."""
+    rows = [(text, 1 + 2 * label + n % 2) for n, (text, label) in enumerate(sentences(60))]
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], rows)
+    assert load(file)[1].labels == ["1", "2", "3", "4"]
+    splits, task = load(file, do_regression=True)
+    assert (task.labels, splits["train"]["label"][:4]) == (None, [float(stars) for _, stars in rows[:4]])
+    results = run("--train_file", file, "--do_regression", "--max_train_steps", 2)
+    assert "eval_pearson" in results
+    (tmp_path / "named").mkdir()
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["1", "2", "3", "4"])})
+    numbered = {"text": [text for text, _ in rows], "label": [stars - 1 for _, stars in rows]}
+    Dataset.from_dict(numbered, features=features).to_parquet(tmp_path / "named" / "train.parquet")
+    flags = ["--model_name_or_path", "m", "--dataset_name", str(tmp_path / "named"), "--do_regression"]
+    assert load_data(script.parse_args(flags))[1].mean == pytest.approx(2.5, abs=0.3)
+
+
+def test_words_are_no_numbers_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [("x", "1"), ("y", "many")])
+    with pytest.raises(SystemExit):
+        load(file, do_regression=True)
+    assert "t.csv, line 3 (row 2 of the train data) has the label 'many'" in capsys.readouterr().err
+
+
+def test_more_than_two_columns_are_read_as_one_text(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Only the third one tells the classes apart."""
+    rows = [(f"title {n}", f"body {n}", text, "ab"[label]) for n, (text, label) in enumerate(sentences(80))]
+    file = write_csv(tmp_path / "t.csv", ["title", "body", "note", "label"], rows)
+    flags = ["--train_file", file, "--validation_file", file, "--text_column_names", "title,body,note"]
+    flags += ["--learning_rate", 3e-3, "--num_train_epochs", 10, "--do_predict", "--test_file", file]
+    results = run(*flags, "--output_dir", tmp_path / "out")
+    assert results["eval_accuracy"] > 0.9
+    assert "text: title + body + note" in capsys.readouterr().out
+    first = table(tmp_path / "out" / "predict_results.csv")[0]
+    assert (first["title"], first["note"]) == (rows[0][0], rows[0][2])
+    joined = f"{rows[0][0]} [SEP] {rows[0][1]} [SEP] {rows[0][2]}"
+    answer = pipeline("text-classification", str(tmp_path / "out"))(joined)[0]
+    assert (answer["label"], answer["score"]) == (
+        first["prediction"],
+        pytest.approx(float(first["probability"]), abs=1e-5),
+    )
+    assert "[SEP]" in (tmp_path / "out" / "README.md").read_text()

@@ -1,0 +1,131 @@
+"""What answers are scored with: GLUE's metrics, those of own data, each class's, and the score that needs no model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import evaluate
+import numpy as np
+import torch
+from datasets import Dataset, Features, Sequence, Value
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    matthews_corrcoef,
+    mean_squared_error,
+    precision_recall_fscore_support,
+)
+from torch.nn import functional as F
+
+from no_trainer.glue import NUMBER, ONE, SEVERAL, Task, suffix
+from no_trainer.labels import numbers
+from no_trainer.messages import stop
+
+
+def correlation(measure: Callable, references: np.ndarray, predictions: np.ndarray) -> float:
+    """Pearson's or Spearman's; 0 where it is undefined, for one side is constant."""
+    if np.ptp(references) == 0 or np.ptp(predictions) == 0:
+        return 0.0
+    return measure(references, predictions)[0]
+
+
+class GlueMetric(evaluate.Metric):
+    """GLUE's metrics and those for own data, from scikit-learn and scipy, without `evaluate.load`'s download.
+
+    Definitions: Wang et al. 2019, https://arxiv.org/abs/1804.07461, and https://gluebenchmark.com.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        value: Any = Value("float64" if self.config_name == NUMBER else "int64")
+        value = Sequence(value) if self.config_name == SEVERAL else value
+        features = Features({"predictions": value, "references": value})
+        # evaluate makes numpy arrays of flat columns alone
+        form = None if self.config_name == SEVERAL else "numpy"
+        return evaluate.MetricInfo(description=self.__doc__, citation="", features=features, format=form)
+
+    def _compute(
+        self, predictions: np.ndarray, references: np.ndarray, names: list[str], positive: int
+    ) -> dict[str, float]:
+        predictions, references = np.asarray(predictions), np.asarray(references)
+
+        def f1(average: str, **options: Any) -> float:
+            return f1_score(references, predictions, average=average, zero_division=0, **options)
+
+        measures = {
+            "accuracy": lambda: accuracy_score(references, predictions),
+            "exact_match": lambda: accuracy_score(references, predictions),  # of several classes: all of them right
+            "f1": lambda: f1("macro", labels=[positive]),
+            "macro_f1": lambda: f1("macro"),
+            "micro_f1": lambda: f1("micro"),
+            "matthews_correlation": lambda: matthews_corrcoef(references, predictions),
+            "mse": lambda: mean_squared_error(references, predictions),
+            "pearson": lambda: correlation(pearsonr, references, predictions),
+            "spearmanr": lambda: correlation(spearmanr, references, predictions),
+        }
+        return {name: float(measures[name]()) for name in names}
+
+
+def compute_metrics(task: Task, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """The task's metrics of predicted and true values; F1 is that of the second class.
+
+    Both are class ids or numbers, [rows], or for several classes 0 and 1, [rows, classes].
+    """
+    metric = GlueMetric(config_name=task.problem_type, keep_in_memory=True)
+    positive = task.values.index(sorted(task.values)[1]) if "f1" in task.metrics else 0
+    if task.problem_type == SEVERAL:
+        predictions, references = predictions.astype(np.int64), references.astype(np.int64)
+    return metric.compute(predictions=predictions, references=references, names=task.metrics, positive=positive)
+
+
+def score_classes(task: Task, predictions: np.ndarray, references: np.ndarray) -> dict[str, Any]:
+    """`per_class`: precision, recall, F1 and rows of each; `confusion_matrix`: true classes by predicted ones.
+
+    Of several classes there is no confusion matrix, of numbers neither. The arguments are those of compute_metrics.
+    """
+    if task.problem_type == NUMBER:
+        return {}
+    everything = list(range(len(task.labels)))
+    names = ("precision", "recall", "f1", "support")
+    scores = precision_recall_fscore_support(references, predictions, labels=everything, zero_division=0)
+    rows = zip(task.labels, *(column.tolist() for column in scores), strict=True)
+    found: dict[str, Any] = {"per_class": {label: dict(zip(names, row, strict=True)) for label, *row in rows}}
+    if task.problem_type == ONE:
+        found["confusion_matrix"] = confusion_matrix(references, predictions, labels=everything).tolist()
+    return found
+
+
+def row_losses(task: Task, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """How far each answer is from the label, [rows]: cross-entropy, its mean over several classes, or the distance."""
+    if task.problem_type == NUMBER:
+        return (logits.squeeze(-1) - labels).abs()
+    if task.problem_type == SEVERAL:
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def with_baseline(
+    task: Task, train_data: Dataset, eval_data: dict[str, Dataset], metric_for_best_model: str | None
+) -> Task:
+    """The task with its baseline, and with the metric that tells the best model.
+
+    The baseline always gives the training data's commonest class, of several classes each one's commoner answer, and
+    of numbers their mean.
+    """
+    floor = {}
+    for name, split in eval_data.items():
+        references = numbers(split, "labels")
+        known = numbers(train_data, "labels") if len(train_data) else references
+        if task.problem_type == ONE:
+            answer = np.bincount(known).argmax()
+        else:
+            answer = known.mean() if task.problem_type == NUMBER else known.mean(0) > 0.5
+        answers = np.broadcast_to(answer, references.shape)
+        values = compute_metrics(task, answers, references)
+        floor |= {f"baseline_{metric}{suffix(name)}": value for metric, value in values.items()}
+    names = ["loss", *task.metrics] + [f"{name}_mm" for name in ("loss", *task.metrics) if len(eval_data) > 1]
+    name = (metric_for_best_model or task.metrics[0]).removeprefix("eval_")
+    if name not in names:
+        stop(f"--metric_for_best_model {name}: there are {', '.join(names)}")
+    return replace(task, best_metric=name, baseline=floor)

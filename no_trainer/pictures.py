@@ -1,0 +1,53 @@
+"""Pictures for the card, where matplotlib is installed."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MOST = 30  # classes of a confusion matrix that can still be read
+
+
+def draw_curve(file: Path, lines: list[dict[str, Any]], metric: str, baseline: float | None) -> None:
+    """The losses and the task's metric by optimizer step; `lines` are those of log.jsonl."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:  # it is not there, or was built for another NumPy
+        return
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    losses, scores = figure.subplots(1, 2)
+    for axis, name in ((losses, "loss"), (losses, "eval_loss"), (scores, f"eval_{metric}")):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        axis.plot(*np.transpose(points), marker=".", label=name)
+        axis.set_xlabel("step")
+    if baseline is not None:
+        scores.axhline(baseline, linestyle=":", color="gray", label="baseline")
+    losses.legend()
+    scores.legend()
+    figure.savefig(file)
+
+
+def draw_confusion(file: Path, labels: list[str], matrix: list[list[int]] | None) -> None:
+    """True classes by predicted ones, in shares of the true class, with the numbers of rows."""
+    if not matrix or len(labels) > MOST:
+        return
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    counts = np.array(matrix)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    names = [name if len(name) <= 20 else f"{name[:19]}…" for name in labels]
+    side = 2.5 + 0.45 * len(labels)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.set_xticks(range(len(names)), names, rotation=60, ha="right", parse_math=False)
+    axis.set_yticks(range(len(names)), names, parse_math=False)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    for true, predicted in np.ndindex(*counts.shape):
+        if counts[true, predicted]:
+            color = "white" if shares[true, predicted] > 0.5 else "black"
+            axis.text(predicted, true, f"{counts[true, predicted]}", ha="center", va="center", color=color, size=8)
+    figure.savefig(file)

@@ -1,0 +1,88 @@
+"""The weights of the model: whole, of the best evaluation, and as the files that others load."""
+
+import contextlib
+import math
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from no_trainer.evaluation import Predictions
+from no_trainer.folder import BEST, allow_reading
+from no_trainer.glue import Task
+from no_trainer.launch import say, together
+from no_trainer.models import save_model
+from no_trainer.run import Run
+
+
+def whole_weights(run: Run, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights by their names in the bare model; where each process has a share of them, only the first has all."""
+    weights = run.accelerator.get_state_dict(model) or {}
+    if run.accelerator.device.type == "xla":
+        weights = {name: weight.cpu() for name, weight in weights.items()}
+    return {name.replace("_orig_mod.", ""): weight for name, weight in weights.items()}  # torch.compile's addition
+
+
+def note_best(run: Run, model: torch.nn.Module, task: Task, latest: dict[str, Predictions]) -> None:
+    """Note whether the latest evaluation is the best so far; if so, keep its weights for --load_best_model_at_end.
+
+    The predictions that are kept are those of the model that will be saved.
+    """
+    progress, name, best_is_saved = run.progress, f"eval_{task.best_metric}", run.args.load_best_model_at_end
+    sign = -1 if task.best_metric.startswith(("loss", "mse")) else 1
+    better = sign * progress.results[name] > sign * progress.best.get(name, -sign * math.inf)
+    if better or not best_is_saved:
+        run.predictions = latest
+    if not better:
+        progress.waited += 1
+        return
+    progress.best, progress.waited = progress.results, 0
+    if best_is_saved:
+        weights, aside = whole_weights(run, model), Path(run.args.output_dir) / ".best.partial"
+        once = {weight.data_ptr(): name for name, weight in weights.items()}  # tied weights have several names
+        weights = {name: weights[name] for name in once.values()}
+        together(run.accelerator, lambda: run.accelerator.save(weights, aside, safe_serialization=True), aside)
+        if run.accelerator.is_main_process:
+            aside.replace(Path(run.args.output_dir) / BEST)
+
+
+def load_best(run: Run, model: torch.nn.Module, task: Task) -> None:
+    """Give the model the weights of the best evaluation."""
+    best = run.progress.best
+    say(f"the best model is that of step {best['step']}: {task.best_metric} {best[f'eval_{task.best_metric}']:.4f}")
+    run.accelerator.wait_for_everyone()
+    weights = load_file(Path(run.args.output_dir) / BEST)
+    bare = run.accelerator.unwrap_model(model, keep_torch_compile=False)
+    whole = contextlib.nullcontext()
+    if hasattr(next(bare.parameters()), "ds_id"):  # DeepSpeed's ZeRO-3: each process has a share of each weight
+        import deepspeed  # Accelerate's own GatheredParameters does nothing unless the model was also made in shares
+
+        whole = deepspeed.zero.GatheredParameters(list(bare.parameters()), modifier_rank=0)
+    with whole:  # not strict: tied weights are saved once
+        set_model_state_dict(bare, weights, options=StateDictOptions(full_state_dict=True, strict=False))
+
+
+def save_files(run: Run, model: torch.nn.Module, tokenizer: Tokenizer) -> list[str]:
+    """Write the model and the tokenizer into --output_dir, each file whole or not at all; returns their names."""
+    folder, weights = Path(run.args.output_dir), whole_weights(run, model)
+    aside, names = folder / ".model.partial", []
+
+    def write() -> None:
+        if not run.accelerator.is_main_process:
+            return
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        save_model(run.accelerator.unwrap_model(model, keep_torch_compile=False), weights, aside)
+        tokenizer.save_pretrained(aside)
+        names.extend(sorted(file.name for file in aside.iterdir()))
+        for name in names:
+            allow_reading(aside / name)
+            os.replace(aside / name, folder / name)
+        aside.rmdir()
+
+    together(run.accelerator, write, aside)
+    return names

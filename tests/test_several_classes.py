@@ -1,0 +1,167 @@
+"""Several classes at once: labels that are lists, from the file to the pipeline's answer."""
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TORCHRUN, launch, load, log_lines, table, without_dropout
+from datasets import ClassLabel, Dataset, Features, List, Value
+from sklearn.metrics import f1_score
+from transformers import pipeline
+
+WORDS = {"good": "praise", "bad": "blame", "fine": "calm"}
+SUBSETS = [chosen for size in range(4) for chosen in itertools.combinations(WORDS, size)]
+
+
+def rows(sets: list[tuple], times: int) -> list[dict]:
+    """Three words are there or not, each with a class of its own."""
+    return [
+        {"text": " ".join(w if w in chosen else "x" for w in WORDS), "label": [WORDS[w] for w in chosen]}
+        for chosen in sets
+    ] * times
+
+
+def write(file: Path, data: list[dict]) -> Path:
+    if file.suffix == ".parquet":
+        Dataset.from_list(data, Features(text=Value("string"), label=List(Value("string")))).to_parquet(file)
+    else:
+        file.write_text("\n".join(map(json.dumps, data)))
+    return file
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list:
+    """Training never sees all three together."""
+    train = write(tmp_path / "train.jsonl", rows(SUBSETS[:-1], 20))
+    return ["--train_file", train, "--validation_file", write(tmp_path / "valid.jsonl", rows(SUBSETS, 2))]
+
+
+@pytest.fixture
+def no_dropout(tiny_model: Path, tmp_path: Path) -> Path:
+    return without_dropout(tiny_model, tmp_path / "no_dropout")
+
+
+@pytest.mark.parametrize("epochs", [1, 40])
+def test_from_lists_to_answers(
+    run: Callable, files: list, no_dropout: Path, tmp_path: Path, epochs: int, capsys: pytest.CaptureFixture
+) -> None:
+    flags = [*files, "--do_predict", "--test_file", files[3], "--learning_rate", 3e-3, "--num_train_epochs", epochs]
+    results = run(*flags, "--model_name_or_path", no_dropout, "--output_dir", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    assert set(config["label2id"]) == set(WORDS.values())
+
+    classify = pipeline("text-classification", str(tmp_path / "out"), top_k=None)
+    predicted = table(tmp_path / "out" / "predict_results.csv")
+    true, said = [], []
+    for line, written in zip(rows(SUBSETS, 2), predicted, strict=True):
+        answers = {answer["label"]: answer["score"] for answer in classify([line["text"]])[0]}
+        assert {name: float(written[f"probability_{name}"]) for name in answers} == pytest.approx(answers, abs=1e-4)
+        chosen = {name for name in answers if answers[name] > 0.5}
+        assert set(written["prediction"].split("|")) - {""} == chosen
+        assert set(written["label"].split("|")) - {""} == set(line["label"])
+        assert epochs == 1 or chosen == set(line["label"]) or len(line["label"]) == 3
+        true.append([name in line["label"] for name in config["label2id"]])
+        said.append([name in chosen for name in config["label2id"]])
+    true, said = np.array(true), np.array(said)
+    for metric, value in {
+        "micro_f1": f1_score(true, said, average="micro", zero_division=0),
+        "macro_f1": f1_score(true, said, average="macro", zero_division=0),
+        "exact_match": (true == said).all(1).mean(),
+    }.items():
+        assert results[f"eval_{metric}"] == results[f"test_{metric}"] == pytest.approx(value), metric
+    for index, name in enumerate(config["label2id"]):
+        one = results["eval_per_class"][name]
+        assert one["f1"] == pytest.approx(f1_score(true[:, index], said[:, index], zero_division=0))
+        assert one["support"] == true[:, index].sum()
+    assert "eval_confusion_matrix" not in results
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "A class is predicted from a probability of 0.5 on." in card
+    assert "top_k=None" in card
+    if epochs > 1:
+        assert sum(answers.values()) > 1.5  # of the last row: no softmax over the classes
+        assert results["eval_micro_f1"] > results["baseline_micro_f1"]
+    assert "praise 42.9%" in capsys.readouterr().out  # each class's share: together more than all
+
+
+def test_the_loss_is_binary_cross_entropy(run: Callable, files: list, no_dropout: Path, tmp_path: Path) -> None:
+    """At a learning rate of 0 the logged loss is that of the untrained head: near ln 2 for each class."""
+    run(
+        *files,
+        "--model_name_or_path",
+        no_dropout,
+        "--learning_rate",
+        0,
+        "--max_train_steps",
+        2,
+        "--output_dir",
+        tmp_path,
+    )
+    assert log_lines(tmp_path)[0]["loss"] == pytest.approx(math.log(2), abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "ClassLabel", "numbers"])
+def test_lists_of_every_kind_are_the_same_task(tmp_path: Path, kind: str) -> None:
+    data = rows(SUBSETS[1:], 3)
+    names = sorted(WORDS.values())
+    if kind in ("jsonl", "parquet"):
+        splits, task = load(write(tmp_path / f"t.{kind}", data))
+    else:
+        feature = ClassLabel(names=names) if kind == "ClassLabel" else Value("int64")
+        numbered = [row | {"label": [names.index(name) for name in row["label"]]} for row in data]
+        features = Features(text=Value("string"), label=List(feature))
+        Dataset.from_list(numbered, features).to_parquet(tmp_path / "t.parquet")
+        splits, task = load(tmp_path / "t.parquet")
+    labels = names if kind != "numbers" else ["0", "1", "2"]
+    assert (task.labels, task.several) == (labels, True)
+    spelled = [[name if kind != "numbers" else str(names.index(name)) for name in row["label"]] for row in data]
+    assert splits["train"]["label"][:] == spelled
+    assert load(tmp_path / next(tmp_path.glob("t.*")).name, validation_file=None)[0].keys() == {"train", "validation"}
+
+
+def test_a_trained_model_is_evaluated_and_predicts_alone(
+    run: Callable, files: list, no_dropout: Path, tmp_path: Path
+) -> None:
+    flags = [*files, "--model_name_or_path", no_dropout, "--learning_rate", 3e-3, "--num_train_epochs", 10]
+    results = run(*flags, "--output_dir", tmp_path / "out")
+    alone = ["--model_name_or_path", tmp_path / "out", "--num_train_epochs", 0, *files[2:], "--do_predict"]
+    again = run(*alone, "--test_file", files[3], "--output_dir", tmp_path / "again")
+    for name in ("eval_loss", "eval_micro_f1", "eval_exact_match"):
+        assert again[name] == pytest.approx(results[name], abs=1e-6)
+    shares = [
+        float(value) for name, value in table(tmp_path / "again" / "predict_results.csv")[-1].items() if "_" in name
+    ]
+    assert len(shares) == 3
+
+
+def test_resuming_ends_in_the_same_bytes(run: Callable, files: list, tmp_path: Path) -> None:
+    flags = [*files, "--max_train_steps", 30, "--learning_rate", 1e-3, "--checkpointing_steps", 13]
+    run(*flags, "--output_dir", tmp_path / "whole")
+    resumed = ["--resume_from_checkpoint", tmp_path / "whole" / "step_13", "--output_dir", tmp_path / "resumed"]
+    run(*flags, *resumed)
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed"))
+    assert one == two
+
+
+def test_lists_need_classes_that_were_trained(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    train = write(tmp_path / "t.jsonl", rows(SUBSETS[1:], 2))
+    valid = write(tmp_path / "v.jsonl", [{"text": "x", "label": []}, {"text": "y", "label": ["praise", "fear"]}])
+    with pytest.raises(SystemExit):
+        load(train, valid)
+    assert "v.jsonl, line 2 (row 2 of the validation data) has the label 'fear'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(files: list, no_dropout: Path, tmp_path: Path) -> None:
+    flags = [*files, "--model_name_or_path", no_dropout, "--max_train_steps", 20, "--learning_rate", 3e-3]
+    one = launch(*flags, "--per_device_train_batch_size", 8, "--output_dir", tmp_path / "one")
+    two = launch(*flags, "--per_device_train_batch_size", 4, "--output_dir", tmp_path / "two", launcher=TORCHRUN)
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    first, second = (json.loads((tmp_path / name / "all_results.json").read_text()) for name in ("one", "two"))
+    for name in ("eval_loss", "eval_micro_f1", "eval_macro_f1", "eval_exact_match", "baseline_micro_f1"):
+        assert second[name] == pytest.approx(first[name], abs=1e-5), name
+    assert first["eval_per_class"] == second["eval_per_class"]
