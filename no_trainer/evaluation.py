@@ -26,13 +26,15 @@ def predict(run: Run, model: torch.nn.Module, loader: DataLoader, what: str) -> 
     before = model.training
     model.eval()
     parts = []
-    for batch in progress_bar(what, iterable=loader, leave=False):
-        if run.stop_signal():
-            leave(run, model)
-        rows, labels = batch.pop("row"), batch.pop("labels", None)
-        with torch.no_grad():  # inference mode is not for XLA
-            logits = model(**batch).logits.float()
-        parts.append(run.accelerator.gather_for_metrics((rows, logits) if labels is None else (rows, logits, labels)))
+    # no_grad, since inference mode is not for XLA; one autocast around all batches casts the weights once, not each time
+    with torch.no_grad(), run.accelerator.autocast():
+        for batch in progress_bar(what, iterable=loader, leave=False):
+            if run.stop_signal():
+                leave(run, model)
+            rows, labels = batch.pop("row"), batch.pop("labels", None)
+            columns = (rows, model(**batch).logits.float())
+            columns += () if labels is None else (labels,)
+            parts.append(run.accelerator.gather_for_metrics(columns))
     model.train(before)
     rows, *columns = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     logits, *labels = (column[rows.argsort()] for column in columns)

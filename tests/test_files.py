@@ -169,13 +169,15 @@ def test_where_a_row_stands(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped"])
 def test_a_damaged_cache_is_made_anew(tmp_path: Path, damage: str) -> None:
     file = write_csv(
-        tmp_path / "t.csv", ["text", "label"], [(f"to be {damage}: {n}", "ab"[n % 2]) for n in range(300)]
+        tmp_path / "t.csv",
+        ["text", "label"],
+        [(f"about to be {damage} in its cache: {n}", "ab"[n % 2]) for n in range(300)],
     )
     before = read(file)
     (kept,) = [
         kept
         for kept in Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow")
-        if f"to be {damage}".encode() in kept.read_bytes()
+        if f"about to be {damage} in its cache".encode() in kept.read_bytes()
     ]
     content = bytearray(kept.read_bytes())
     content[len(content) // 2] ^= 1
