@@ -26,7 +26,7 @@ def predict(run: Run, model: torch.nn.Module, loader: DataLoader, what: str) -> 
     before = model.training
     model.eval()
     parts = []
-    # no_grad, since inference mode is not for XLA; one autocast around all batches casts the weights once, not each time
+    # inference mode is not for XLA; one autocast around all batches casts the weights once, and not for each batch
     with torch.no_grad(), run.accelerator.autocast():
         for batch in progress_bar(what, iterable=loader, leave=False):
             if run.stop_signal():
