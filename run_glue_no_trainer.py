@@ -16,6 +16,7 @@
 #   "scipy>=1.15",
 #   "tqdm>=4.67",
 #   "pyarrow>=21",
+#   "filelock>=4.0",
 #   "xxhash>=3.2",
 #   "pyyaml>=6.0",
 #   "huggingface_hub>=1.5,<3",
@@ -102,11 +103,13 @@ from no_trainer.evaluation import Predictions, agree, predict, score_line
 from no_trainer.glue import NUMBER, SEVERAL, Task, is_test, suffix
 from no_trainer.labels import numbers
 from no_trainer.launch import hardware, one_first, progress_bar, say, start_accelerator, tune_cpu
+from no_trainer.memory import fit_batches
 from no_trainer.metrics import compute_metrics, score_classes, with_baseline
 from no_trainer.models import fit_length, from_pretrained, load_weights, name_model, reads_padding
 from no_trainer.results import finish, save_results, share_model, tell_mistakes, write_predictions
 from no_trainer.review import review
-from no_trainer.run import Run, log, log_losses, out_of_patience, plan_schedule, read_losses, restoring_signals
+from no_trainer.run import Run, log, log_losses, out_of_patience, plan_schedule, read_losses
+from no_trainer.signals import guarded
 from no_trainer.tasks import load_data
 from no_trainer.tokens import check_tokens, fit_tokenizer, load_tokenizer
 from no_trainer.weights import load_best, note_best
@@ -184,7 +187,7 @@ def parameter_groups(model: Model, weight_decay: float) -> list[dict[str, Any]]:
 # --- The training.
 
 
-@restoring_signals
+@guarded
 def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     """Fine-tune, evaluate and save; returns what is written to all_results.json."""
     args = args or parse_args(sys.argv[1:])  # `accelerate launch` on a TPU calls `main()` in every process
@@ -205,29 +208,34 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     test_data = {name: split for name, split in data.items() if is_test(name)}
     task = with_baseline(task, train_data, eval_data, args.metric_for_best_model)
 
-    # Loaders
+    # Steps. The size of the global batch is part of the training; how it is cut only has to fit the memory
     batch_size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     global_batch = batch_size * accelerator.num_processes * accumulation
     lengths = None if args.no_group_by_length else np.minimum(numbers(train_data, "length"), task.max_length)
     sampler = GlobalBatchSampler(len(train_data), global_batch, batch_size, args.seed, lengths)
+    max_steps = args.max_train_steps or args.num_train_epochs * sampler.steps_per_epoch
+    num_epochs = math.ceil(max_steps / sampler.steps_per_epoch)
+
+    # Optimizer. The fused kernel would skip a step as the fp16 scaler tells it, and Accelerate would not know
+    fused = accelerator.device.type != "xla" and accelerator.scaler is None
+    optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.learning_rate, fused=fused)
+    named = name_model(model)  # before any of its weights live elsewhere
     # one length, too, where each new shape is compiled, or where padding changes the model's answer
     one_length = args.pad_to_max_length or accelerator.device.type == "xla" or reads_padding(model)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    final_model = model  # what is evaluated and saved; one that averages the weights would be another
+
+    # Loaders, of batches as large as they were asked for or, if that does not fit, smaller ones and more of them
     collate = make_collate(tokenizer, accelerator, task.max_length if one_length else None)
-    workers, eval_size = args.dataloader_num_workers, args.per_device_eval_batch_size
+    sampler.batch_size, eval_size = fit_batches(args, accelerator, model, collate, train_data, eval_data | test_data)
+    accumulation = global_batch // (sampler.batch_size * accelerator.num_processes)
+    accelerator.gradient_accumulation_steps = accumulation
+    workers = args.dataloader_num_workers
     train_loader = make_loader(accelerator, train_data, collate, workers, batch_sampler=sampler)
     eval_loaders = make_eval_loaders(accelerator, eval_data, collate, workers, eval_size)
     test_loaders = make_eval_loaders(accelerator, test_data, collate, workers, eval_size)
 
-    # Optimizer and schedule
-    max_steps = args.max_train_steps or args.num_train_epochs * sampler.steps_per_epoch
-    num_epochs = math.ceil(max_steps / sampler.steps_per_epoch)
-    # the fused kernel would skip a step on its own where the fp16 scaler says so, and Accelerate would not see it
-    fused = accelerator.device.type != "xla" and accelerator.scaler is None
-    optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.learning_rate, fused=fused)
-    named = name_model(model)  # before any of its weights live elsewhere
-    model, optimizer = accelerator.prepare(model, optimizer)
-    final_model = model  # what is evaluated and saved; one that averages the weights would be another
-    # after `prepare`, which may bring another optimizer, and not prepared: it would move once for every process
+    # Schedule, of the optimizer that `prepare` gave back; itself not prepared, or it would move once for every process
     warmup_steps, planned_steps = plan_schedule(args, max_steps)
     lr_scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, planned_steps)
     accelerator.register_for_checkpointing(lr_scheduler)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from no_trainer.checks import check_arguments
+from no_trainer.checks import check_arguments, check_word
 from no_trainer.glue import GLUE
 from no_trainer.messages import EARLIER, STARTING, stop, suggestion, under_way
 
@@ -173,7 +173,7 @@ def read_arguments(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
         SystemExit: 2, after one line that names the flag and what would be right; 0 after --help.
     """
     args = parser.parse_args(argv)
-    if args.config:
+    if args.config is not None:
         flags, warm_up = read_config(args.config, parser), ("--num_warmup_steps", "--warmup_ratio")
         if any(word.startswith(warm_up) for word in argv):  # either wins over the file's
             flags = [flag for flag in flags if not flag.startswith(warm_up)]
@@ -206,10 +206,16 @@ def read_config(file: str, parser: argparse.ArgumentParser) -> list[str]:
     """A flat YAML mapping of flag names to values, as the command line that means the same."""
     import yaml
 
+    check_word("config", file)
+    if not os.path.isfile(file):
+        stop(f"--config {file}: there is no such file")
     try:
-        values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        stop(f"--config {file}: {error}")
+        text = Path(file).read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            stop(f"--config {file}: takes no aliases (*name); write the value out")
+        values = yaml.safe_load(text) or {}
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        stop(f"--config {file}: cannot be read as YAML: {error}")
     known = [name.lstrip("-") for name in parser._option_string_actions if name not in ("-h", "--help", "--config")]
     if not isinstance(values, dict):
         stop(f"--config {file}: must hold lines such as `learning_rate: 5e-5`")
@@ -217,8 +223,9 @@ def read_config(file: str, parser: argparse.ArgumentParser) -> list[str]:
     for key, value in values.items():
         if key not in known:
             stop(f"--config {file}: there is no flag {key!r}{instead(str(key)) or suggestion(str(key), known)}")
-        if isinstance(value, dict) or (isinstance(value, list) and not key.endswith(("_file", "_names"))):
-            stop(f"--config {file}: {key} takes one value, not {value}")
+        several = value if isinstance(value, list) and key.endswith(("_file", "_names")) else [value]
+        if any(isinstance(one, (dict, list, set, tuple, bytes)) for one in several):
+            stop(f"--config {file}: {key} takes one value, such as a word or a number, not a {type(value).__name__}")
         if key == "mixed_precision" and value is False:
             value = "no"  # which YAML reads as false
         if isinstance(value, list):

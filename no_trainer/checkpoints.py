@@ -17,11 +17,13 @@ from datasets import Dataset
 from torch.distributed.tensor import DTensor
 
 from no_trainer.batches import fingerprint
-from no_trainer.folder import BEST, checkpoints, clear, clear_aside, damage, seal
+from no_trainer.checks import IN_USE, check_contents
+from no_trainer.folder import BEST, checkpoints, clear, clear_aside, damage, hold, remove, seal
 from no_trainer.hub import make_repository
 from no_trainer.launch import all_or_none, say, together
 from no_trainer.messages import is_launched, resume_command, stop
-from no_trainer.run import Progress, Run, StopSignal, end_trackers, read_losses, start_trackers
+from no_trainer.run import Progress, Run, end_trackers, read_losses, start_trackers
+from no_trainer.signals import StopSignal
 
 
 def fixed_settings(
@@ -61,6 +63,9 @@ def open_run(
         if args.push_to_hub:
             made = all_or_none(accelerator, lambda: make_repository(args) if accelerator.is_main_process else None)
             repository = broadcast_object_list([made])[0]
+        # before what is in there is read; where nothing is, the folder is not made before the run is sure to begin
+        there = accelerator.is_main_process and Path(args.output_dir).is_dir()
+        all_or_none(accelerator, lambda: claim(args) if there else None)
         checkpoint = choose_checkpoint(args, accelerator) if args.resume_from_checkpoint else None
         if checkpoint:
             progress = resume(args, accelerator, checkpoint, settings)
@@ -79,6 +84,7 @@ def open_folder(
     together(accelerator, lambda: folder.mkdir(parents=True, exist_ok=True), folder)
     if not accelerator.is_main_process:
         return
+    claim(args)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     needed, free = weights * (4 if args.checkpointing_steps else 1), shutil.disk_usage(folder).free
     if free < needed:
@@ -90,6 +96,13 @@ def open_folder(
             shutil.copy(checkpoint / BEST, folder / BEST)
     elif (folder / "log.jsonl").exists():  # of the run that this one replaces
         clear(folder)
+
+
+def claim(args: argparse.Namespace) -> None:
+    """Hold --output_dir for this run, and look at it once more: another run may have been there since the start."""
+    if not hold(Path(args.output_dir)):
+        stop(IN_USE.format(folder=args.output_dir))
+    check_contents(Path(args.output_dir), args)
 
 
 def choose_checkpoint(args: argparse.Namespace, accelerator: Accelerator) -> Path | None:
@@ -154,7 +167,7 @@ def save_checkpoint(run: Run, model: torch.nn.Module, name: str) -> None:
                 shutil.copy(file, aside / file.name)
 
     if accelerator.is_main_process:
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
     accelerator.wait_for_everyone()
     together(accelerator, write, aside)
     together(accelerator, lambda: accelerator.is_main_process and seal(folder, name, run.args.save_total_limit), aside)

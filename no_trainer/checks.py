@@ -1,17 +1,19 @@
 """What can be wrong with flags that are well-formed, each told before the imports that take seconds."""
 
 import argparse
+import errno
 import glob
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from no_trainer.folder import checkpoints
+from no_trainer.folder import WRITTEN, checkpoints, is_free
 from no_trainer.glue import GLUE
 from no_trainer.messages import stop
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+IN_USE = "--output_dir {folder}: another run is writing there; wait for its end, or name another folder"
 NEEDS_FOLDER = (
     "checkpointing_steps",
     "save_total_limit",
@@ -30,10 +32,16 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
         SystemExit: 2, after one line that names the flag and what would be right.
     """
     args = argparse.Namespace(**vars(args))
+    for flag, value in vars(args).items():
+        for word in value if isinstance(value, list) else [value]:
+            check_word(flag, word)
     if not args.model_name_or_path:
         stop("--model_name_or_path is needed: a hub id such as bert-base-cased or a local folder with a model")
     if re.match(r"[./~]", args.model_name_or_path) and not Path(args.model_name_or_path).is_dir():
         stop(f"--model_name_or_path {args.model_name_or_path}: there is no such folder")
+    for flag in ("model_name_or_path", "tokenizer_name"):
+        if pipes := [path for path in Path(getattr(args, flag) or "").glob("*") if path.is_fifo()]:
+            stop(f"--{flag} {getattr(args, flag)}: {pipes[0].name} there is a pipe, not a file")
     for flag in ("--train_file", "--validation_file", "--test_file", "--text_column_names"):
         if sum(word.partition("=")[0] == flag for word in argv) > 1:
             stop(f"{flag} is given twice; it takes several values, one after the other")
@@ -74,11 +82,11 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
 
 def check_hub(args: argparse.Namespace, trains: bool) -> None:
     """What is to be pushed, and by whom."""
-    for_hub = ("hub_model_id", "hub_token", "hub_private_repo")
+    for_hub = ("hub_model_id", "hub_private_repo")
     if not args.push_to_hub and (idle := [f"--{flag}" for flag in for_hub if getattr(args, flag)]):
         stop(f"{idle[0]} is for --push_to_hub, which is not given")
     if args.push_to_hub and not trains:
-        stop("--push_to_hub pushes what was trained; a folder with a model: hf upload you/name FOLDER")
+        stop("--push_to_hub pushes what was trained, and this run trains nothing")
     if args.hub_token and not re.fullmatch(r"[!-~]+", args.hub_token):
         stop("--hub_token: a token has no spaces and nothing but ASCII")  # the client would show it in its message
 
@@ -93,26 +101,64 @@ def find_files(flag: str, name: str) -> list[str]:
             stop(f"--{flag} {file} is a folder; its files are '{Path(file) / '*.csv'}' or the like")
         if not os.access(file, os.R_OK):
             stop(f"--{flag} {file}: there is no such file, or it may not be read")
+        if not os.path.isfile(file):
+            stop(f"--{flag} {file}: it is not a file but a pipe or a device; write what it gives to a file first")
+        check_word(flag, file)
         if Path(file).suffix.lower() not in SUFFIXES:
             stop(f"--{flag} {file}: can read {' '.join(SUFFIXES)}, told by the end of the name")
     return found
 
 
+def check_word(flag: str, word: object) -> None:
+    """Whether a value is one that files can be named by; a variable that is not set leaves an empty one."""
+    if word == "":
+        stop(f"--{flag} is empty: leave it out, or set the variable that it comes from")
+    if isinstance(word, str) and re.search("[\0\ud800-\udfff]", word):
+        stop(f"--{flag} {word}: the name is not UTF-8, or has a null character in it; rename it")
+
+
 def check_output_dir(folder: Path, args: argparse.Namespace) -> None:
     """Whether a run may begin, or go on, in this folder."""
+    try:
+        if os.path.lexists(folder) and not os.path.exists(folder):
+            stop(f"--output_dir {folder}: is a link to nothing")
+        os.lstat(folder)
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            stop(f"--output_dir {folder}: {error.strerror}")
     existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if os.path.exists(path))
     if not existing.is_dir():
         stop(f"--output_dir {folder}: {existing} is a file, not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         stop(f"--output_dir {folder}: {existing} cannot be written to")
-    resume, instead = args.resume_from_checkpoint, "replace it with --overwrite_output_dir, or name another folder"
+    if not is_free(folder):
+        stop(IN_USE.format(folder=folder))
+    resume = args.resume_from_checkpoint
     if resume and resume != "latest" and not os.path.isfile(Path(resume) / "progress.json"):
         stop(f"--resume_from_checkpoint {resume}: there is no checkpoint of this script there")
+    check_contents(folder, args)
+
+
+def check_contents(folder: Path, args: argparse.Namespace) -> None:
+    """Whether what is in --output_dir leaves room for a run, and would not be lost to it."""
+    for name in [*WRITTEN, "glue_no_trainer", "glue"]:
+        path, wanted = folder / name, "file" if name in WRITTEN else "folder"
+        if os.path.lexists(path) and not (path.is_file() if wanted == "file" else path.is_dir()):
+            stop(f"--output_dir {folder}: {name} there is not a {wanted}, and this run has to write one of that name")
+    trains = bool(args.num_train_epochs or args.max_train_steps)
+    both_there = folder.exists() and os.path.isdir(args.model_name_or_path)
+    if trains and both_there and os.path.samefile(folder, args.model_name_or_path):
+        stop(f"--output_dir {folder} is the folder of the model to train, which would be lost; name another one")
+    instead = "replace it with --overwrite_output_dir, or name another folder"
     if args.overwrite_output_dir:
         return
+    resume = args.resume_from_checkpoint
     # `latest` with nothing there yet is a first start: restarts are easy
     if resume == "latest" and (folder / "all_results.json").exists() and not checkpoints(folder):
         stop(f"--output_dir {folder} holds a run that has ended and no checkpoint to go on from; {instead}")
     if not resume and (folder / "log.jsonl").exists():
         go_on = "continue it with --resume_from_checkpoint latest if it has checkpoints"
         stop(f"--output_dir {folder} holds an earlier run: {go_on}, {instead}")
+    strange = [name for name in WRITTEN if (folder / name).exists()]
+    if trains and strange and not (folder / "log.jsonl").exists():
+        stop(f"--output_dir {folder} has a {strange[0]}, not of a training run of this script; {instead}")

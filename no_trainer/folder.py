@@ -1,15 +1,23 @@
 """The folder of a run: which checkpoints are in it, whether they are whole, and what makes them so."""
 
+import contextlib
 import json
 import math
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
+WRITTEN = (  # what a training run writes, besides the files of the tokenizer
+    "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "README.md", "all_results.json",
+    "log.jsonl", "validation_predictions.csv", "predict_results.csv", "training_curve.png", "confusion_matrix.png",
+)  # fmt: skip
 BEST = "best.safetensors"  # the weights of the best evaluation, while training goes on
+LOCK = ".run.lock"  # held by the run that writes in the folder
+HELD: list[Any] = []  # locks of this process
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -26,7 +34,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
     named = [path for path in folder.glob("*_*") if re.fullmatch(r"(step|epoch)_\d+", path.name)]
     ours = ("progress.json", "checksums.json")  # one of them may be lost
-    return sorted((path for path in named if any((path / name).exists() for name in ours)), key=age)
+    return sorted((path for path in named if any((path / name).is_file() for name in ours)), key=age)
 
 
 def checksum(file: Path) -> str:
@@ -89,15 +97,56 @@ def seal(folder: Path, name: str, limit: int | None) -> None:
             shutil.rmtree(path.rename(folder / f".{path.name}.old"))
 
 
+def hold(folder: Path, seconds: float = 0.5) -> bool:
+    """Keep other runs out of the folder, until `let_go` or the end of this process; False if one is at work there."""
+    import filelock  # not needed by a run that saves nothing
+
+    lock = filelock.FileLock(folder.resolve() / LOCK)
+    if any(held.lock_file == lock.lock_file for held in HELD):
+        return True
+    try:
+        lock.acquire(timeout=seconds)
+    except filelock.Timeout:
+        return False
+    except (OSError, NotImplementedError):  # a file system without locks; one that cannot be written to shows later
+        return True
+    HELD.append(lock)
+    return True
+
+
+def let_go() -> None:
+    """Let other runs into the folders that this process holds."""
+    while HELD:
+        lock = HELD.pop()
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            os.unlink(lock.lock_file)  # before the release: who waits for it sees that the file is gone
+        lock.release()
+
+
+def is_free(folder: Path) -> bool:
+    """Whether no run is at work in the folder."""
+    if not (folder / LOCK).exists():
+        return True
+    free = hold(folder)
+    let_go()
+    return free
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
 def clear(folder: Path) -> None:
     """Remove what an earlier run has left in its folder, and nothing that anybody else has put there."""
-    names = ("log.jsonl", "all_results.json", BEST, "glue_no_trainer", "predict_results.csv", "training_curve.png")
-    for old in [*checkpoints(folder), *(folder / name for name in names)]:
-        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+    names = ["log.jsonl", "all_results.json", BEST, "glue_no_trainer", "training_curve.png", "confusion_matrix.png"]
+    predictions = [*folder.glob("predict_results*.csv"), *folder.glob("validation_predictions*.csv")]
+    for old in [*checkpoints(folder), *predictions, *(folder / name for name in names)]:
+        remove(old)
 
 
 def clear_aside(folder: Path) -> None:
     """Remove what a killed run was writing."""
-    for left in folder.glob(".*_*.*"):
-        if re.fullmatch(r"\.(step|epoch)_\d+\.(partial|old)", left.name):
-            shutil.rmtree(left)
+    for left in folder.glob(".*.*"):
+        if re.fullmatch(r"\.((step|epoch)_\d+\.(partial|old)|(model|best|all_results\.json)\.partial)", left.name):
+            remove(left)

@@ -2,10 +2,13 @@
 
 import argparse
 import atexit
+import contextlib
 import ctypes
+import errno
 import gc
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -23,7 +26,7 @@ from safetensors import SafetensorError
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from no_trainer.messages import LAUNCHERS, STARTING, stop, suggestion
+from no_trainer.messages import LAUNCHERS, STARTING, show, stop, suggestion
 
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
@@ -160,9 +163,12 @@ def together(accelerator: Accelerator, write: Callable[[], object], target: Path
     try:
         write()
     except (OSError, RuntimeError, SafetensorError) as error:
-        full = shutil.disk_usage(target.parent).free < 1 << 20
-        if not full and not isinstance(error, OSError):
+        of_writing = re.search(r"os error|I/O error|PytorchStreamWriter|inline_container", str(error))
+        if not isinstance(error, OSError) and not of_writing:
             raise
+        full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
+        if not isinstance(error, OSError) and target.parent.exists():  # torch.save does not say why
+            full = full or shutil.disk_usage(target.parent).free < 1 << 20
         failure = f"the disk is full ({error})" if full else str(error)
     said = torch.tensor([list((failure or "").encode()[:1000].ljust(1000))], device=accelerator.device)
     failures = [bytes(row).decode(errors="ignore").strip() for row in accelerator.gather(said).tolist()]
@@ -173,11 +179,14 @@ def together(accelerator: Accelerator, write: Callable[[], object], target: Path
 
 
 def say(text: str) -> None:
-    """Print above the progress bar, once for all processes."""
-    if PartialState().is_main_process:
-        try:
-            tqdm.write(text)
-        except BrokenPipeError:  # nobody reads on: `| head` has enough, or Ctrl-C has ended `| tee` as well
+    """Print above the progress bar, once for all processes. Control characters are shown as escapes."""
+    if not PartialState().is_main_process or sys.stdout is None:  # it was closed before Python began
+        return
+    try:
+        tqdm.write("\n".join(map(show, text.split("\n"))))
+        sys.stdout.flush()
+    except (OSError, ValueError):  # nobody reads on (`| head`, Ctrl-C to `| tee`), the disk is full, it was closed
+        with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -20,22 +20,36 @@ LAUNCHERS = {  # where a launcher says how many processes it has started: where 
     "MV2_COMM_WORLD_SIZE": "MV2_COMM_WORLD_RANK",
     "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",  # srun's; SLURM_NTASKS is also there in a script that sbatch started once
 }
+LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # whatever begins a new line somewhere
 STARTING = contextlib.ExitStack()  # closed when the imports are done
 EARLIER: dict[int, Any] = {}  # handlers of signals that `before_imports` has exchanged
 
 
-def stop(message: str, code: int = 2) -> NoReturn:
-    """End the run with a line on what the user can mend (2) or what befell it (1). One process of a machine speaks."""
-    first = next((os.environ[rank] for rank in LAUNCHERS.values() if rank in os.environ), "0") == "0"
+def stop(message: str, code: int = 2, alone: bool = False) -> NoReturn:
+    """End the run with one line on what the user can mend (code 2) or on what befell the run (code 1).
+
+    Of several processes with the same error the first one speaks; an error that only this process knows of is `alone`.
+    """
+    first = process_number() == "0" or alone
     if not first:
         with contextlib.suppress(ValueError):  # outside the main thread
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(5)  # the launcher ends all processes as soon as one has left: let the first finish its sentence
     if first or os.environ.get("LOCAL_RANK") == "0":  # the first of another machine, which may lack what that one has
-        message = re.sub(r"\s*\n\s*", " ", message) + " Earlier checkpoints are as they were." * (code == 1)
+        message += " Earlier checkpoints are as they were." * (code == 1)
+        message = show(re.sub(rf"\s*[{LINE_ENDS}]\s*", " ", message))
         write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print  # above a progress bar
-        write(f"run_glue_no_trainer.py: error: {message}", file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # nowhere to write to: closed, or a full disk
+            write(f"run_glue_no_trainer.py: error: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def process_number() -> str:
+    """Which of a launcher's processes this one is; `0` if it is the first, or the only one."""
+    for size, rank in LAUNCHERS.items():
+        if os.environ.get(size, "1") not in ("", "0", "1"):
+            return os.environ.get(rank, "0")
+    return "0"
 
 
 def show(name: str) -> str:

@@ -161,8 +161,9 @@ def reads_padding(model: torch.nn.Module) -> bool:
 
 
 def inputs_of(model: Model) -> list[str]:
-    """The names of what a model of transformers takes."""
-    return list(inspect.signature(model.forward).parameters)
+    """The names of what a model of transformers takes; a `forward` that only hands things on names none of them."""
+    names = list(inspect.signature(model.forward).parameters)
+    return names if "input_ids" in names else [*names, "input_ids", "token_type_ids", "attention_mask"]
 
 
 def name_model(model: torch.nn.Module) -> str:

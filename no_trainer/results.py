@@ -73,7 +73,8 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
     """all_results.json, whole."""
     aside = folder / ".all_results.json.partial"
     try:
-        aside.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        written = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+        aside.write_text(written, encoding="utf-8", errors="backslashreplace")
         aside.replace(folder / "all_results.json")
     except OSError as error:
         stop(f"{folder / 'all_results.json'} could not be written: {error}; the model is saved.", code=1)

@@ -1,18 +1,13 @@
-"""The folder of a run and where the run is: its progress, its log, and the signals that end it."""
+"""The folder of a run and where the run is: its progress, its log and its trackers."""
 
 import argparse
-import ctypes
 import datetime
-import functools
 import json
 import math
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +19,8 @@ from tqdm.auto import tqdm
 
 from no_trainer.glue import Task
 from no_trainer.launch import say
-from no_trainer.messages import EARLIER, stop, without_token
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)  # that end a run, with a checkpoint
+from no_trainer.messages import stop, without_token
+from no_trainer.signals import StopSignal
 
 
 @dataclass
@@ -55,7 +49,7 @@ class Run:
     args: argparse.Namespace
     accelerator: Accelerator
     progress: Progress
-    stop_signal: "StopSignal"
+    stop_signal: StopSignal
     steps_per_epoch: int
     table: str  # of the data
     repository: str | None = None  # on the hub
@@ -202,60 +196,3 @@ def out_of_patience(run: Run, task: Task) -> bool:
     if over:
         say(f"early stopping: {task.best_metric} was not better in {run.progress.waited} evaluations")
     return over
-
-
-class StopSignal:
-    """SIGTERM and SIGINT, noted when they come, so that the step in hand is finished; a second SIGINT ends at once."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.received, self.since = 0, 0.0
-        several = accelerator.num_processes > 1 and torch.distributed.is_initialized()
-        self.group = torch.distributed.new_group(backend="gloo") if several else None
-        self.install(self.note)
-        if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
-            # `accelerate launch` of one process hands no signal on: let its end be one (PR_SET_PDEATHSIG)
-            ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-    def note(self, number: int, _frame: Any) -> None:
-        # torchrun hands on the SIGINT that a terminal has sent to all of us: within a second it is the same one
-        again = time.monotonic() - self.since > ("LOCAL_RANK" in os.environ)
-        if self.received == number == signal.SIGINT and again:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.received, self.since = number, time.monotonic()
-
-    def __call__(self) -> int:
-        """The signal that any process has got, or 0. The hosts tell each other: no device is waited for."""
-        if self.group is None:
-            return self.received
-        number = torch.tensor(self.received)
-        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, self.group)
-        return int(number)
-
-    def install(self, handler: Any) -> None:
-        """Set the handler of both signals; outside the main thread, which alone gets them, there is none."""
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                signal.signal(number, handler)
-
-    def ignore(self) -> None:
-        """From here on nothing happens at a signal."""
-        self.install(signal.SIG_IGN)
-
-
-def restoring_signals(main: Callable[..., Any]) -> Callable[..., Any]:
-    """A `main` after which, in whichever way it is left, the handlers of signals are those of before."""
-
-    @functools.wraps(main)
-    def wrapped(*args: Any, **options: Any) -> Any:
-        before = {number: signal.getsignal(number) for number in SIGNALS} | EARLIER
-        EARLIER.clear()
-        try:
-            return main(*args, **options)
-        finally:
-            in_main_thread = threading.current_thread() is threading.main_thread()
-            for number, handler in before.items():
-                if in_main_thread and signal.getsignal(number) != signal.SIG_IGN:  # of a process that is about to end
-                    signal.signal(number, handler)
-
-    return wrapped

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from no_trainer.evaluation import Predictions
-from no_trainer.folder import BEST, allow_reading
+from no_trainer.folder import BEST, allow_reading, remove
 from no_trainer.glue import Task
 from no_trainer.launch import say, together
 from no_trainer.models import save_model
@@ -74,8 +73,8 @@ def save_files(run: Run, model: torch.nn.Module, tokenizer: Tokenizer) -> list[s
     def write() -> None:
         if not run.accelerator.is_main_process:
             return
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
+        remove(aside)
+        aside.mkdir(parents=True)  # somebody may have removed --output_dir
         save_model(run.accelerator.unwrap_model(model, keep_torch_compile=False), weights, aside)
         tokenizer.save_pretrained(aside)
         names.extend(sorted(file.name for file in aside.iterdir()))

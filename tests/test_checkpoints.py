@@ -181,7 +181,10 @@ def test_a_resume_with_nothing_left_to_train_evaluates_what_it_saves(
 
 
 def test_skipping_to_the_place_loads_no_rows(run: Callable, own_files: list, tmp_path: Path) -> None:
-    """From step 7 of 8, a resumed epoch reads the rows of one global batch, and the model sees no others."""
+    """From step 7 of 8, a resumed epoch reads the rows of one global batch, and the model sees no others.
+
+    Before that, one batch of each kind is tried for its memory.
+    """
     flags = [*own_files, "--max_train_steps", 8, "--output_dir", tmp_path]
     run(*flags, "--checkpointing_steps", 7)
     calls = []
@@ -193,7 +196,7 @@ def test_skipping_to_the_place_loads_no_rows(run: Callable, own_files: list, tmp
             lambda self, rows: calls.append(len(rows)) or collate(self, rows),
         )
         run(*flags, "--resume_from_checkpoint", "latest", "--per_device_eval_batch_size", 23)
-    assert calls == [8, 23]
+    assert calls[2:] == [8, 23]
 
 
 def test_resuming_on_another_cut_continues_the_run(

@@ -70,8 +70,9 @@ def test_flags_of_the_hub_that_have_no_use(capsys: pytest.CaptureFixture, tmp_pa
     flags = ["--model_name_or_path", "m", "--task_name", "rte"]
     assert "--push_to_hub needs an --output_dir" in usage_error(capsys, *flags, "--push_to_hub")
     flags += ["--output_dir", tmp_path]
-    for flag in (["--hub_model_id", "x"], ["--hub_token", "x"], ["--hub_private_repo"]):
+    for flag in (["--hub_model_id", "x"], ["--hub_private_repo"]):
         assert f"{flag[0]} is for --push_to_hub, which is not given" in usage_error(capsys, *flags, *flag)
+    assert script.parse_args([*map(str, flags), "--hub_token", "x"]).hub_token == "x"  # it does no harm
     said = usage_error(capsys, *flags, "--push_to_hub", "--hub_token", "hf_a\nhf_b")
     assert "--hub_token" in said
     assert "hf_a" not in said

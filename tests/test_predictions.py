@@ -61,9 +61,13 @@ def test_predicted_numbers(run: Callable, unlabelled: Path, tmp_path: Path) -> N
 
 
 def test_predictions_that_cannot_be_written_leave_the_model(
-    run: Callable, own_files: list, unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    (tmp_path / "out" / "predict_results.csv").mkdir(parents=True)
+    run: Callable, own_files: list, unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A folder of that name appears while the model is trained; one that is there before is refused."""
+    save = script.save_results
+    get_in_the_way = (tmp_path / "out" / "predict_results.csv").mkdir
+    monkeypatch.setattr(script, "save_results", lambda *args: (save(*args), get_in_the_way())[0])
     with pytest.raises(SystemExit) as exit_:
         run(*own_files, "--do_predict", "--test_file", unlabelled, "--output_dir", tmp_path / "out")
     assert exit_.value.code == 1

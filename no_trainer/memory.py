@@ -1,0 +1,131 @@
+"""Batches that fit the memory of the device: a batch that does not is halved, and the run stays the same run."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.state import GradientState
+from accelerate.utils import send_to_device
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from datasets import Dataset
+
+from no_trainer.folder import checkpoints
+from no_trainer.labels import numbers
+from no_trainer.launch import say
+from no_trainer.messages import resume_command, stop
+
+WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)  # each process has the whole model
+
+
+def fit_batches(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    collate: Callable,
+    train_data: Dataset,
+    eval_data: dict[str, Dataset],
+) -> tuple[int, int]:
+    """The batch sizes for training and for evaluation, halved until the longest rows fit the memory of the device.
+
+    All processes get the same sizes. The batch size for training stays a divisor of the one that was asked for, so
+    that more gradient accumulation makes the same global batch of it. Nothing that the run depends on is changed:
+    the gradients are dropped, and random numbers go on where they were. A model that is spread over several
+    processes is not tried, since one process that fails would leave the others waiting.
+    """
+    batch_size, eval_size = args.per_device_train_batch_size, args.per_device_eval_batch_size
+    if accelerator.distributed_type not in WHOLE or accelerator.device.type == "xla":
+        return batch_size, eval_size
+    bare = accelerator.unwrap_model(model, keep_torch_compile=False)  # it waits for no other process
+
+    def try_training(size: int) -> None:
+        bare.train()
+        trained = sum(p.numel() * p.element_size() for p in bare.parameters() if p.requires_grad)
+        # what AdamW will need from the first step on; a CPU's memory would only be promised, not taken
+        later = 0 if accelerator.device.type == "cpu" else 2 * trained
+        reserved = torch.empty(later, dtype=torch.uint8, device=accelerator.device)
+        batch = send_to_device(collate(longest(train_data, size)), accelerator.device)
+        bare(**batch).loss.backward()
+        del reserved
+
+    def try_evaluation(size: int) -> None:
+        bare.eval()
+        for data in eval_data.values():
+            batch = collate(longest(data, size))
+            batch.pop("labels", None)
+            with torch.no_grad():
+                bare(**send_to_device(batch, accelerator.device))
+
+    with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
+        if len(train_data) and (args.num_train_epochs or args.max_train_steps):
+            sizes = [size for size in range(batch_size, 0, -1) if batch_size % size == 0]
+            batch_size = largest(accelerator, bare, "per_device_train_batch_size", sizes, try_training)
+        sizes = [eval_size >> halvings for halvings in range(eval_size.bit_length())]
+        eval_size = largest(accelerator, bare, "per_device_eval_batch_size", sizes, try_evaluation)
+    return batch_size, eval_size
+
+
+def longest(data: Dataset, size: int) -> list[dict]:
+    """The longest rows, as many as there may be in a batch."""
+    order = np.argsort(-numbers(data, "length"), kind="stable")[:size]
+    return list(data.remove_columns("length").select(order))
+
+
+def largest(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    flag: str,
+    sizes: list[int],
+    attempt: Callable[[int], None],
+) -> int:
+    """The first of the sizes, each at most half of the one before, with which the attempt fits everywhere."""
+    size, error = sizes[0], None
+    while size:
+        failure = None
+        try:
+            attempt(size)
+        except Exception as raised:
+            if not is_out_of_memory(raised):
+                raise
+            failure = str(raised)
+        model.zero_grad()
+        if failure:
+            clear_device_cache(garbage_collection=True)
+        fits = torch.tensor([failure is None], device=accelerator.device)
+        if bool(accelerator.gather(fits).all()):
+            break
+        error = failure or error
+        size = next((smaller for smaller in sizes if smaller <= size // 2), 0)
+    if not size:
+        why = f": {error}" if error else ""
+        stop(f"out of memory: not even one row fits; take a smaller --max_length, model or --mixed_precision{why}", 1)
+    if size < sizes[0]:
+        often = f"accumulated {sizes[0] // size} times as often, which is the same run"
+        same = often if "train" in flag else "which gives the same scores"
+        say(f"--{flag} {sizes[0]} does not fit the memory of the device: it is {size}, {same}")
+    return size
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device has no memory left for what was asked of it."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error)
+    return known or "DefaultCPUAllocator: not enough memory" in str(error)  # on Windows
+
+
+def stop_for_memory(error: Exception, args: argparse.Namespace | None) -> NoReturn:
+    """End a run that ran out of memory later on, with the command that goes on with half the batch."""
+    message = f"out of memory: {type(error).__name__}: {error}"
+    if args is None:  # in a process that `accelerate launch` started on a TPU
+        stop(message, code=1, alone=True)
+    rows, accumulation = args.per_device_train_batch_size, GradientState().num_steps
+    size = max(rows * args.gradient_accumulation_steps // accumulation, 1)  # as it was
+    smaller = next((part for part in range(size // 2, 0, -1) if size % part == 0), 1)
+    flags = f"--per_device_train_batch_size {smaller} --gradient_accumulation_steps {accumulation * size // smaller} "
+    flags += f"--per_device_eval_batch_size {max(args.per_device_eval_batch_size // 2, 1)}"
+    saved = checkpoints(Path(args.output_dir)) if args.output_dir else []
+    if saved:
+        stop(f"{message} To go on from {saved[-1]} with half the batch: {resume_command()} {flags}", 1, alone=True)
+    stop(f"{message} There is no checkpoint to go on from; half the batch is {flags}", code=1, alone=True)
