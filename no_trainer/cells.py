@@ -1,29 +1,22 @@
 """The rows of a .csv or .tsv file: every line a row, every cell as it is written."""
 
 import csv
-import io
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import NoReturn
+
+import pyarrow as pa
 
 from no_trainer.messages import many, stop
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 LONE = "\ue00d"  # stands for a carriage return inside a cell while csv reads, which would end the row there
+BLOCK = 10_000  # rows that are kept as Python's strings
 LONGEST_ROW = 1000  # lines that a row with line breaks in a quoted cell may have
 csv.field_size_limit(2**31 - 1)
-
-
-@dataclass
-class Cells:
-    """A file's columns by name, in which line each row begins, and what a person should know of the reading."""
-
-    columns: dict[str, list[str]]
-    lines: list[int]
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -35,44 +28,76 @@ class Format:
     skip_space: bool  # after a separator
     width: int = 0  # cells of the header
 
-    def rows(self, lines: list[str], strict: bool = True) -> Iterator[list[str]]:
+    def rows(self, lines: Iterable[str], strict: bool = True) -> Iterator[list[str]]:
         return csv.reader(lines, delimiter=self.separator, skipinitialspace=self.skip_space, strict=strict)
 
 
-def read_cells(file: str) -> Cells:
-    """Read a file that is separated by commas or tabs, as its name says, or by what its header has instead.
+class Rows:
+    """Rows as they are read: kept as columns of Arrow, which take a fraction of the memory of Python's strings."""
+
+    def __init__(self, width: int) -> None:
+        self.blocks: list[list[pa.Array]] = [[] for _ in range(width)]
+        self.latest: list[list[str]] = []
+        self.empty: list[int] = []  # rows without any cell, which are none at the end of the file
+        self.lines = array("q")
+
+    def add(self, row: list[str], line: int) -> None:
+        if not any(row) and len(row) > 1:
+            self.empty.append(line)
+            return
+        self.latest += [[""] * len(row) for _ in self.empty] + [row]
+        self.lines.extend([*self.empty, line])
+        self.empty.clear()
+        if len(self.latest) >= BLOCK:
+            self.flush()
+
+    def flush(self) -> None:
+        for blocks, column in zip(self.blocks, zip(*self.latest, strict=True), strict=False):
+            blocks.append(pa.array([cell.replace(LONE, "\r") for cell in column], pa.string()))
+        self.latest = []
+
+    def columns(self) -> list[pa.ChunkedArray]:
+        self.flush()
+        return [pa.chunked_array(blocks, pa.string()) for blocks in self.blocks]
+
+
+def read_cells(file: str) -> tuple[pa.Table, Sequence[int], list[str]]:
+    """A file's cells as text (NA, 007 and 1e5 stay what they are), the line that each row begins in, and what to say
+    of the reading. Cells are separated by commas or tabs, as the name says, or by what the header has instead.
 
     Raises:
         SystemExit: 2, where some line has no reading as one row, or more than one; the first such line is named.
         UnicodeDecodeError: where the file is not UTF-8.
     """
-    text = re.sub(r"\r{2,}\n", "\r\n", Path(file).read_bytes().decode("utf-8-sig"))
-    notes = []
-    if "\n" in text and (lone := len(re.findall(r"\r(?!\n)", text))):
-        text = re.sub(r"\r(?!\n)", LONE, text)
-        notes.append(f"{many(lone, 'carriage return')} without a line feed: read as part of the text")
-    lines = list(io.StringIO(text, newline="\n" if "\n" in text else "\r"))
-    first = next((number for number, line in enumerate(lines) if line.strip("\r\n")), len(lines))
-    form, names, said = read_header(file, lines[first] if first < len(lines) else "")
-    notes += said
-    body = lines[first + 1 :]
-    rows, begins = literal_rows(form, body, notes) or strict_rows(form, body, notes) or single_rows(form, body, notes)
-    while rows and not any(rows[-1]) and form.width > 1:
-        rows.pop()
-        begins.pop()
-        said = "empty rows at the end are left out"
-        notes += [said] * (said not in notes)
-    begins = [begin + first + 2 for begin in begins]
-    columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in names]
-    if LONE in text:
-        columns = [[cell.replace(LONE, "\r") for cell in column] for column in columns]
-    return Cells(name_columns(file, names, columns, begins, notes), begins, notes)
+    first, header = next(((n, line) for n, line in enumerate(lines_of(file)) if line.strip("\r\n")), (0, ""))
+    form, names, notes = read_header(file, header)
+
+    def body() -> Iterator[str]:
+        return islice(lines_of(file), first + 1, None)
+
+    if lone := sum(line.count(LONE) for line in lines_of(file)):
+        notes.insert(0, f"{many(lone, 'carriage return')} without a line feed: read as part of the text")
+    rows = literal_rows(form, body, notes) or strict_rows(form, body, notes) or single_rows(form, list(body()), notes)
+    notes += ["empty rows at the end are left out"] * bool(rows.empty)
+    begins = array("q", (line + first + 2 for line in rows.lines))
+    return pa.table(name_columns(file, names, rows.columns(), begins, notes)), begins, notes
+
+
+def lines_of(file: str) -> Iterator[str]:
+    """The lines of a file, one after the other; a carriage return that ends none is written as LONE."""
+    with open(file, "rb") as content:
+        ends = "\n" if any(b"\n" in block for block in iter(lambda: content.read(1 << 20), b"")) else "\r"
+    with open(file, encoding="utf-8-sig", newline=ends) as lines:
+        for line in lines:
+            if "\r" in line and ends == "\n":
+                text = line.rstrip("\r\n")
+                line = text.replace("\r", LONE) + "\r\n" if line.endswith("\r\n") else line.replace("\r", LONE)
+            yield line
 
 
 def read_header(file: str, line: str) -> tuple[Format, list[str], list[str]]:
     """How the cells are separated, the names of the columns, and what to say of them."""
-    notes = []
-    form = Format(file, "\t" if file.lower().endswith(".tsv") else ",", skip_space=False)
+    notes, form = [], Format(file, "\t" if file.lower().endswith(".tsv") else ",", skip_space=False)
     try:
         names = next(form.rows([line], strict=False), [])
         if len(names) == 1:
@@ -93,72 +118,80 @@ def read_header(file: str, line: str) -> tuple[Format, list[str], list[str]]:
     return form, [name.strip() for name in names], notes
 
 
-def literal_rows(form: Format, lines: list[str], notes: list[str]) -> tuple[list[list[str]], list[int]] | None:
+def literal_rows(form: Format, body: Callable[[], Iterator[str]], notes: list[str]) -> Rows | None:
     """The rows of a file with tabs if quotes mean nothing in it: each line then has the header's number of cells."""
     if form.separator != "\t":
         return None
-    filled = [(number, line.rstrip("\r\n")) for number, line in enumerate(lines) if line.strip("\r\n")]
-    rows = [line.split("\t") for _, line in filled]
-    if not all(len(row) == form.width for row in rows):
-        return None
-    if quoted := sum(cell[:1] == '"' for row in rows for cell in row):
-        notes.append(f"quotes are read as part of the text ({many(quoted, 'cell')} with one at the start)")
-    return rows, [number for number, _ in filled]
+    rows, quoted = Rows(form.width), 0
+    for number, line in enumerate(body()):
+        if line.strip("\r\n"):
+            row = line.rstrip("\r\n").split("\t")
+            if len(row) != form.width:
+                return None
+            quoted += sum(cell[:1] == '"' for cell in row)
+            rows.add(row, number)
+    start = f"{many(quoted, 'cell')} with one at the start"
+    notes += [f"quotes are read as part of the text ({start})"] * bool(quoted)
+    return rows
 
 
-def strict_rows(form: Format, lines: list[str], notes: list[str]) -> tuple[list[list[str]], list[int]] | None:
+def strict_rows(form: Format, body: Callable[[], Iterator[str]], notes: list[str]) -> Rows | None:
     """The rows as the csv module reads them, if it finds nothing wrong."""
-    rows, begins, reader, begin = [], [], form.rows(lines), 0
+    rows, taken, whole, begin = Rows(form.width), [], 0, 0
+
+    def noted() -> Iterator[str]:
+        for line in body():
+            taken.append(line)
+            yield line
+
+    reader = form.rows(noted())
     try:
         for row in reader:
             if row:  # an empty line is no row
                 if len(row) != form.width:
                     return None
-                rows.append(row)
-                begins.append(begin)
+                rows.add(row, begin)
+                if len(taken) > 1:
+                    whole += all(line.count(form.separator) == form.width - 1 for line in taken)
             begin = reader.line_num
+            taken.clear()
     except csv.Error:
         return None
-    broken = [begin for begin, row in zip(begins, rows, strict=True) if any("\n" in cell for cell in row)]
-    ends = dict(zip(begins, [*begins[1:], len(lines)], strict=False))
-    if whole := sum(all(line.count(form.separator) == form.width - 1 for line in lines[b : ends[b]]) for b in broken):
-        notes.append(f"{many(whole, 'row')} with a quoted cell over several lines, each of which could be a row")
-    return rows, begins
+    several = f"{many(whole, 'row')} with a quoted cell over several lines, each of which could be a row"
+    notes += [several] * bool(whole)
+    return rows
 
 
-def single_rows(form: Format, lines: list[str], notes: list[str]) -> tuple[list[list[str]], list[int]]:
-    """The rows of a file with something out of place, one after the other, each read in the one way that it can be."""
-    rows, begins, wrong, literal, trimmed, number = [], [], [], 0, 0, 0
+def single_rows(form: Format, lines: list[str], notes: list[str]) -> Rows:
+    """The rows of a file with something out of place, each read in the one way that it can be."""
+    rows, wrong, literal, trimmed, number = Rows(form.width), [], 0, 0, 0
     while number < len(lines):
         line, used = lines[number].rstrip("\r\n"), 1
-        row = one_row(form, [line])
+        row = one_row(form.rows([line]))
         if row is None and '"' in line:
             reader = form.rows(islice(lines, number, number + LONGEST_ROW))
-            row = one_row(form, reader)
+            row = one_row(reader)
             used = reader.line_num if row else 1
         if (row is None or len(row) != form.width) and '"' in line and (split := split_one_way(form, line)):
             row, used, literal = split, 1, literal + 1
         if row and len(row) > form.width and not any(row[form.width :]):
             row, trimmed = row[: form.width], trimmed + 1
         if row and len(row) == form.width:
-            rows.append(row)
-            begins.append(number)
+            rows.add(row, number)
         elif line:
             wrong.append((number, len(row or [])))
         number += used
     if wrong:
         refuse(form, wrong)
-    if literal:
-        notes.append(f"{many(literal, 'row')} with a quote out of place: read as they stand")
-    if trimmed:
-        notes.append(f"{many(trimmed, 'row')} with an empty cell more than the header: it is left out")
-    return rows, begins
+    notes += [f"{many(literal, 'row')} with a quote out of place: read as they stand"] * bool(literal)
+    notes += [f"{many(trimmed, 'row')} with an empty cell more than the header: it is left out"] * bool(trimmed)
+    return rows
 
 
-def one_row(form: Format, lines: Iterator[list[str]] | list[str]) -> list[str] | None:
-    """The first row of these lines; None where it is not a row as the csv module has it."""
+def one_row(reader: Iterator[list[str]]) -> list[str] | None:
+    """The next row of a reader; None where it is not a row as the csv module has it."""
     try:
-        return next(form.rows(lines) if isinstance(lines, list) else lines, None)
+        return next(reader, None)
     except csv.Error:
         return None
 
@@ -180,10 +213,8 @@ def split_one_way(form: Format, line: str) -> list[str] | None:
             if form.separator in cell and (not quoted or border in cell[1:-1]):
                 continue
             cell = cell[1:-1].replace('""', '"') if quoted else cell
-            if left == 1:
-                yield [cell]
-            else:
-                yield from ([cell, *rest] for rest in cuts(end + 1, left - 1))
+            rest = cuts(end + 1, left - 1) if left > 1 else [[]]
+            yield from ([cell, *others] for others in rest)
 
     found = list(islice(cuts(0, form.width), 2))
     return found[0] if len(found) == 1 else None
@@ -199,17 +230,18 @@ def refuse(form: Format, wrong: list[tuple[int, int]]) -> NoReturn:
 
 
 def name_columns(
-    file: str, names: list[str], columns: list[list[str]], begins: list[int], notes: list[str]
-) -> dict[str, list[str]]:
+    file: str, names: list[str], columns: list[pa.ChunkedArray], begins: Sequence[int], notes: list[str]
+) -> dict[str, pa.ChunkedArray]:
     """The columns by name, without those that have neither a name nor a cell."""
     named = {}
     for number, (name, column) in enumerate(zip(names, columns, strict=True)):
-        filled = next((row for row, cell in enumerate(column) if cell), None)
-        if not name and filled is None:
+        filled = next((row for row, cell in enumerate(column) if cell.as_py()), None) if not name else 0
+        if filled is None:
             notes.append("a column without a name and without cells is left out")
             continue
         if not name and number:
-            stop(f"{file}: the header has a column without a name; line {begins[filled]} has {column[filled]!r} there")
+            cell = column[filled].as_py()
+            stop(f"{file}: the header has a column without a name; line {begins[filled]} has {cell!r} there")
         name = name or "Unnamed: 0"  # as pandas calls the index that it writes so
         if name in named:
             stop(f"{file}: the header has two columns {name!r}")

@@ -104,7 +104,7 @@ def parse(file: str) -> Parsed:
     """The table in a .csv, .tsv, .json or .jsonl file."""
     try:
         with under_way(f"reading {file}"):
-            table, lines, notes = (parse_json if ".json" in file.lower()[-6:] else parse_cells)(file)
+            table, lines, notes = (parse_json if ".json" in file.lower()[-6:] else cells.read_cells)(file)
     except UnicodeDecodeError as error:
         stop(f"{file} is not UTF-8: {error}; save it as UTF-8")
     except (ValueError, RecursionError) as error:  # of JSON
@@ -123,12 +123,6 @@ def place_of(files: list[str], row: int) -> str:
             return f"{file}, {'row' if isinstance(lines, range) else 'line'} {lines[row]}"
         row -= len(lines)
     raise IndexError(row)
-
-
-def parse_cells(file: str) -> Parsed:
-    """The cells of a file as text: NA, 007 and 1e5 stay what they are."""
-    read = cells.read_cells(file)
-    return pa.table(read.columns), read.lines, read.notes
 
 
 def parse_json(file: str) -> Parsed:

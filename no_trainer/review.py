@@ -70,7 +70,7 @@ def warn_of_texts(splits: dict[str, Dataset], task: Task) -> None:
     texts, labels_of = np.unique(np.unique(pairs, axis=1)[0], return_counts=True)
     if (twice := texts[labels_of > 1]).size:
         row = splits["train"][int(np.flatnonzero(np.isin(train, twice))[0])]
-        text = textwrap.shorten(row[task.text_columns[0]], 50, placeholder=" ...")
+        text = textwrap.shorten(row[task.text_columns[0]] or "", 50, placeholder=" ...")
         say(f"warning: {many(twice.size, 'text')} of the training data with more than one label, such as {text!r}")
 
 

@@ -88,35 +88,39 @@ def check_tokens(data: dict[str, Dataset], model: torch.nn.Module, tokenizer: To
         words = model.get_input_embeddings()
     known, config = getattr(words, "num_embeddings", None), getattr(model, "config", None)
     hint = "; --tokenizer_name names the tokenizer of the model"
+    types = getattr(config, "type_vocab_size", None)
+    added = list(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
     for name, split in data.items():
-        lists = split.with_format("arrow")["input_ids"][:].combine_chunks()
-        tokens, lengths = lists.flatten().to_numpy(), lists.value_lengths().to_numpy()
-        if known and tokens.max() >= known:
-            stop(
-                f"the tokenizer makes token {tokens.max()} of the {name} data; the model knows {known:,} tokens{hint}"
-            )
-        types = getattr(config, "type_vocab_size", None)
-        if types is not None and "token_type_ids" in split.column_names:
-            highest = pc.max(pc.list_flatten(split.with_format("arrow")["token_type_ids"][:])).as_py()
-            if highest >= max(types, 1):
-                stop(f"the tokenizer marks the second text with type {highest}, which the model does not know{hint}")
-        added = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-        unknown = float(np.sum(tokens == tokenizer.unk_token_id) / max(np.sum(~np.isin(tokens, list(added))), 1))
-        if unknown > 0.25:
-            share = f"{unknown:.0%} of the tokens of the {name} data are {tokenizer.unk_token}"
-            say(f"warning: {share}: the tokenizer does not know them")
-            if unknown > 0.9:
-                stop(f"{share}: there is nothing to learn from{hint}")
-        if getattr(config, "is_encoder_decoder", False):
-            check_ends(name, tokens == config.eos_token_id, lengths, tokenizer.eos_token, hint)
+        unknown, words_seen, ends = 0, 0, []
+        for table in split.with_format("arrow").iter(batch_size=10_000):
+            lists = table["input_ids"].combine_chunks()
+            tokens, lengths = lists.flatten().to_numpy(), lists.value_lengths().to_numpy()
+            if known and (highest := tokens.max()) >= known:
+                stop(f"the tokenizer makes token {highest} of the {name} data; the model knows {known:,} tokens{hint}")
+            if types is not None and "token_type_ids" in split.column_names:
+                highest = pc.max(pc.list_flatten(table["token_type_ids"])).as_py()
+                if highest >= max(types, 1):
+                    stop(
+                        f"the tokenizer marks the second text with type {highest}, which the model does not know{hint}"
+                    )
+            unknown += np.sum(tokens == tokenizer.unk_token_id)
+            words_seen += np.sum(~np.isin(tokens, added))
+            if getattr(config, "is_encoder_decoder", False):
+                ends.append(np.add.reduceat(tokens == config.eos_token_id, np.cumsum(lengths) - lengths))
+        if (share := unknown / max(words_seen, 1)) > 0.25:
+            said = f"{share:.0%} of the tokens of the {name} data are {tokenizer.unk_token}"
+            say(f"warning: {said}: the tokenizer does not know them")
+            if share > 0.9:
+                stop(f"{said}: there is nothing to learn from{hint}")
+        if ends:
+            check_ends(name, np.concatenate(ends), tokenizer.eos_token, hint)
 
 
-def check_ends(name: str, is_end: np.ndarray, lengths: np.ndarray, end: str, hint: str) -> None:
+def check_ends(name: str, counts: np.ndarray, end: str, hint: str) -> None:
     """Whether each row has as many tokens that end a text: heads of encoder-decoders read at the last of them.
 
-    `is_end`: bool, [tokens of all rows]; `lengths`: [rows].
+    `counts`: of such tokens in each row, [rows].
     """
-    counts = np.add.reduceat(is_end, np.cumsum(lengths) - lengths)
     usual = int(np.bincount(counts).argmax())
     if usual == 0:
         stop(f"the tokenizer ends no text with {end}, at which the head of this model reads{hint}")

@@ -16,8 +16,8 @@ def read(folder: Path, text: str | bytes, suffix: str = ".csv") -> tuple[list[tu
     """The rows of a file with this text, and all that is said of it."""
     file = folder / f"t{suffix}"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    found = read_cells(str(file))
-    return list(zip(*found.columns.values(), strict=True)), "; ".join(found.notes)
+    table, _, notes = read_cells(str(file))
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True)), "; ".join(notes)
 
 
 def refused(folder: Path, text: str, capsys: pytest.CaptureFixture, suffix: str = ".csv") -> str:
@@ -143,7 +143,7 @@ def test_a_column_that_has_cells_needs_a_name(tmp_path: Path, capsys: pytest.Cap
 
 def test_lines_are_counted_as_the_file_has_them(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('text,label\n"a\nb",x\n\nc,y\n')
-    assert read_cells(str(tmp_path / "t.csv")).lines == [2, 5]
+    assert list(read_cells(str(tmp_path / "t.csv"))[1]) == [2, 5]
 
 
 @pytest.mark.parametrize("separator", [",", ";", "|"])
@@ -153,8 +153,8 @@ def test_whatever_the_csv_module_writes_is_read_as_it_was(tmp_path: Path, separa
     rows = [row for row in rows if any(cell.strip() for cell in row)]
     with open(tmp_path / "t.csv", "w", newline="") as out:
         csv.writer(out, delimiter=separator, quoting=csv.QUOTE_ALL).writerows([["x", "y", "z"], *rows])
-    columns = read_cells(str(tmp_path / "t.csv")).columns
-    assert [list(row) for row in zip(*columns.values(), strict=True)] == rows
+    table, *_ = read_cells(str(tmp_path / "t.csv"))
+    assert [list(row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True)] == rows
 
 
 def test_glues_own_files_as_tsv(tmp_path: Path, glue_folder: Path) -> None:

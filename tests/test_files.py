@@ -77,7 +77,7 @@ def test_an_edited_parser_reads_anew(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copy(ROOT / "run_glue_no_trainer.py", tmp_path)
     shutil.copytree(ROOT / "no_trainer", tmp_path / "no_trainer")
     parser = tmp_path / "no_trainer" / "cells.py"
-    edited = parser.read_text().replace("rows.append(row)", "rows.append([cell.upper() for cell in row])")
+    edited = parser.read_text().replace("rows.add(row, begin)", "rows.add([cell.upper() for cell in row], begin)")
     parser.write_text(edited)
     file = write_csv(tmp_path / "t.csv", ["text", "label"], [(text, "ab"[label]) for text, label in sentences(40)])
     flags = ["--model_name_or_path", tiny_model, "--train_file", file, "--max_train_steps", 1]
