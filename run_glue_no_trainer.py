@@ -53,7 +53,7 @@ from no_trainer.arguments import AMOUNT, COUNT, POSITIVE, SWITCH, Parser, before
 
 def build_parser() -> Parser:
     """All flags. One of your own is one line: add("--name", type=AMOUNT, default=0.1, help="...")."""
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser("Fine-tune a sequence-classification model on a GLUE task or on your own files.")
     parser.model.add_argument("--model_name_or_path", metavar="MODEL", help="a hub id or a local folder (required)")
     add = parser.training.add_argument
     add("--per_device_train_batch_size", type=POSITIVE, default=8, metavar="N", help="rows of one device at a time")
@@ -243,7 +243,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     # The run, from its start or from a checkpoint
     set_seed(args.seed, device_specific=True)  # dropout differs from one process to the next
     settings = fixed_settings(args, global_batch, warmup_steps, max_steps, train_data, eval_data, named)
-    run = open_run(args, accelerator, model, settings, sampler.steps_per_epoch, table)
+    run = open_run(args, accelerator, model, settings, sampler.steps_per_epoch, max_steps, table)
     progress = run.progress
     checkpoint_steps = int(args.checkpointing_steps) if args.checkpointing_steps not in (None, "epoch") else 0
     if max_steps:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from no_trainer.checks import check_arguments, check_word
 from no_trainer.glue import GLUE
-from no_trainer.messages import EARLIER, STARTING, stop, suggestion, under_way
+from no_trainer.messages import EARLIER, STARTING, open_streams, stop, suggestion, under_way
 
 MEANT = {  # flags that other scripts have, several to a line: what they are here
     "lr": "--learning_rate",
@@ -74,6 +74,7 @@ def true_or_false(text: str) -> bool:
     return text.lower() == "true"
 
 
+YES_OR_NO = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 POSITIVE, COUNT, AMOUNT = number(int, 1), number(int, 0), number(float, 0)
 SWITCH: dict[str, Any] = {
     "nargs": "?", "const": True, "default": False, "type": true_or_false, "metavar": "true",
@@ -183,6 +184,9 @@ def read_arguments(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
 
 def before_imports(parse: Callable[[Sequence[str]], argparse.Namespace]) -> argparse.Namespace:
     """The flags of this process, read before it imports what takes seconds."""
+    open_streams()
+    if sys.flags.optimize > 1:
+        stop("python -OO removes the docstrings that transformers needs; take python -O, or neither")
     with contextlib.suppress(ValueError):  # outside the main thread
         # until the loop begins, Ctrl-C just ends, without a traceback
         EARLIER[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -208,28 +212,29 @@ def read_config(file: str, parser: argparse.ArgumentParser) -> list[str]:
 
     check_word("config", file)
     if not os.path.isfile(file):
-        stop(f"--config {file}: there is no such file")
+        stop(f"--config {file}: {'it is not a file' if os.path.exists(file) else 'there is no such file'}")
     try:
-        text = Path(file).read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            stop(f"--config {file}: takes no aliases (*name); write the value out")
-        values = yaml.safe_load(text) or {}
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        top = yaml.compose(Path(file).read_text(encoding="utf-8-sig"))  # words as they stand: no dates, no objects
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         stop(f"--config {file}: cannot be read as YAML: {error}")
-    known = [name.lstrip("-") for name in parser._option_string_actions if name not in ("-h", "--help", "--config")]
-    if not isinstance(values, dict):
+    if not (top is None or isinstance(top, yaml.MappingNode)):
         stop(f"--config {file}: must hold lines such as `learning_rate: 5e-5`")
-    flags: list[str] = []
-    for key, value in values.items():
+    actions = {name.lstrip("-"): action for name, action in parser._option_string_actions.items()}
+    known = [name for name in actions if name not in ("h", "help", "config")]
+    flags: dict[str, list[str]] = {}
+    for key_node, node in top.value if top else []:
+        key, line = str(key_node.value), key_node.start_mark.line + 1
         if key not in known:
-            stop(f"--config {file}: there is no flag {key!r}{instead(str(key)) or suggestion(str(key), known)}")
-        several = value if isinstance(value, list) and key.endswith(("_file", "_names")) else [value]
-        if any(isinstance(one, (dict, list, set, tuple, bytes)) for one in several):
-            stop(f"--config {file}: {key} takes one value, such as a word or a number, not a {type(value).__name__}")
-        if key == "mixed_precision" and value is False:
-            value = "no"  # which YAML reads as false
-        if isinstance(value, list):
-            flags += [f"--{key}", *map(str, value)]
-        elif value is not None:
-            flags.append(f"--{key}={value}")
-    return flags
+            stop(f"--config {file}: there is no flag {key!r}{instead(key) or suggestion(key, known)}")
+        if key in flags:
+            stop(f"--config {file}: {key} is given twice, the second time in line {line}")
+        listed = isinstance(node, yaml.SequenceNode) and key.endswith(("_file", "_names"))
+        values = node.value if listed else [node]
+        if not all(isinstance(value, yaml.ScalarNode) for value in values):
+            stop(f"--config {file}: {key} takes one value, such as a word or a number (line {line})")
+        words = [str(value.value) for value in values]
+        if actions[key].type is true_or_false:  # YAML's other words for them
+            words = [YES_OR_NO.get(word.lower(), word) for word in words]
+        empty = node.tag == "tag:yaml.org,2002:null"
+        flags[key] = [] if empty else [f"--{key}", *words] if listed else [f"--{key}={words[0]}"]
+    return [word for words in flags.values() for word in words]

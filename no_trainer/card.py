@@ -1,8 +1,6 @@
 """The model card, from card.jinja beside this file."""
 
 import html
-import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,9 +9,10 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from no_trainer.commands import literal, own_command
 from no_trainer.glue import NUMBER, ONE, SEVERAL, Task
 from no_trainer.launch import hardware
-from no_trainer.messages import own_command, show
+from no_trainer.messages import show
 from no_trainer.run import Run, numbers_in
 
 HUB_NAMES = {"pearson": "pearsonr", "macro_f1": "f1", "micro_f1": "f1"}  # metrics with another name on the hub
@@ -25,9 +24,15 @@ BASELINES = {
 EXAMPLE = {"text": "The parcel came a day early.", "text_pair": "The parcel was late."}
 
 
+def is_card(file: Path) -> bool:
+    """Whether a README.md is a model card, with the block of metadata that the hub reads, and not a project's page."""
+    with open(file, encoding="utf-8", errors="replace") as lines:
+        return lines.readline().strip() == "---"
+
+
 def write_card(
     run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any], lines: list[dict[str, Any]]
-) -> None:
+) -> Path:
     """README.md in --output_dir: what the model is, its scores, how to use it, how it was made."""
     args, folder, base = run.args, Path(run.args.output_dir), run.args.model_name_or_path
     found = {name: value for name, value in numbers_in(results).items() if name.startswith(("eval_", "test_"))}
@@ -52,7 +57,6 @@ def write_card(
         for name, value in found.items()
     ]
     classes = [{"class": label} | row for label, row in results.get("eval_per_class", {}).items()]
-    home = re.escape(os.path.expanduser("~"))  # which a card that is published need not tell
     card = ModelCard.from_template(
         metadata,
         str(Path(__file__).with_name("card.jinja")),
@@ -64,18 +68,20 @@ def write_card(
         baseline=BASELINES[task.problem_type],
         scores=markdown_table(scores),
         classes=markdown_table(classes),
-        confusion=(folder / "confusion_matrix.png").exists(),
+        confusion="confusion_matrix.png" in run.files,
         has_pipeline=hasattr(model, "save_pretrained"),
-        model=json.dumps(run.repository or args.output_dir),
-        question=json.dumps(example(task)),
+        model=literal(run.repository or args.output_dir),
+        question=literal(example(task)),
         options=", top_k=None" * (task.problem_type == SEVERAL),
-        curve="![Loss and score by step](training_curve.png)" * (folder / "training_curve.png").exists(),
+        curve="![Loss and score by step](training_curve.png)" * ("training_curve.png" in run.files),
         evaluations=markdown_table(evaluations(lines)),
         table=unfenced(run.table),
-        command=unfenced(re.sub(rf"{home}(?=/)", "~", own_command())),
+        command=unfenced(own_command()),
         settings=markdown_table(settings(run, task, results)),
     )
-    card.save(folder / "README.md")
+    file = folder / "README.md"
+    file.write_text(str(card), encoding="utf-8", errors="backslashreplace")
+    return file
 
 
 def example(task: Task) -> str | dict[str, str]:

@@ -18,12 +18,15 @@ from torch.distributed.tensor import DTensor
 
 from no_trainer.batches import fingerprint
 from no_trainer.checks import IN_USE, check_contents
+from no_trainer.commands import resume_command
 from no_trainer.folder import BEST, checkpoints, clear, clear_aside, damage, hold, remove, seal
 from no_trainer.hub import make_repository
 from no_trainer.launch import all_or_none, say, together
-from no_trainer.messages import is_launched, resume_command, stop
+from no_trainer.messages import is_launched, stop
 from no_trainer.run import Progress, Run, end_trackers, read_losses, start_trackers
 from no_trainer.signals import StopSignal
+
+UNLIKELY_SEED = 6_755_399_441_055_744  # that nobody gives
 
 
 def fixed_settings(
@@ -55,6 +58,7 @@ def open_run(
     model: torch.nn.Module,
     settings: dict[str, Any],
     steps_per_epoch: int,
+    max_steps: int,
     table: str,
 ) -> Run:
     """Make or clear --output_dir, start the trackers, and go to where --resume_from_checkpoint left off."""
@@ -73,7 +77,9 @@ def open_run(
         if args.with_tracking:
             start_trackers(accelerator, args, progress, resumed=bool(checkpoint))
     begun = time.perf_counter() - progress.seconds
-    return Run(args, accelerator, progress, StopSignal(accelerator), steps_per_epoch, table, repository, begun)
+    return Run(
+        args, accelerator, progress, StopSignal(accelerator), steps_per_epoch, max_steps, table, repository, begun
+    )
 
 
 def open_folder(
@@ -132,7 +138,13 @@ def find_checkpoint(args: argparse.Namespace) -> Path | None:
 
 def resume(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path, settings: dict) -> Progress:
     """Load all that `save_checkpoint` saved, if it is of this run."""
-    progress = Progress(**json.loads((checkpoint / "progress.json").read_text(encoding="utf-8")))
+    try:
+        progress = Progress(**json.loads((checkpoint / "progress.json").read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        stop(
+            f"--resume_from_checkpoint {checkpoint}: its progress.json was written by another version of this script "
+            f"({error}); go on with that version"
+        )
     for name, value in settings.items():
         if (was := progress.settings.get(name)) != value:
             stop(
@@ -141,15 +153,23 @@ def resume(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path,
             )
     if args.load_best_model_at_end and not (checkpoint / BEST).exists():  # the run did not keep it before
         progress.best = {}
+    torch.manual_seed(UNLIKELY_SEED)
     accelerator.load_state(checkpoint)
     accelerator.step = 0  # counts device batches; a checkpoint is always between two global batches
-    if progress.processes != accelerator.num_processes:  # their random numbers cannot go on where they were
+    seeds = {torch.initial_seed(), torch.cuda.initial_seed() if accelerator.device.type == "cuda" else 0}
+    lost = UNLIKELY_SEED in seeds  # Accelerate could not load the random state of the checkpoint, and says nothing
+    if lost and progress.processes == accelerator.num_processes:
+        say(f"warning: {checkpoint}: the random state could not be loaded; dropout is drawn anew from here on")
+    if lost or progress.processes != accelerator.num_processes:  # random numbers cannot go on where they were
         set_seed(args.seed + progress.step, device_specific=True)
     return progress
 
 
 def save_checkpoint(run: Run, model: torch.nn.Module, name: str) -> None:
-    """Save all that decides what comes next; it is whole and on the disk before it has its name."""
+    """Save all that decides what comes next; it is whole and on the disk before it has its name.
+
+    One that cannot be written ends the run with exit code 1; after the last step nobody needs it any more.
+    """
     accelerator, progress, folder = run.accelerator, run.progress, Path(run.args.output_dir)
     read_losses(run)
     if not weights_are_finite(accelerator, model):
@@ -159,6 +179,7 @@ def save_checkpoint(run: Run, model: torch.nn.Module, name: str) -> None:
     aside = folder / f".{name}.partial"
 
     def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)  # somebody may have removed it
         accelerator.save_state(aside)
         if accelerator.is_main_process:
             (aside / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
@@ -169,8 +190,9 @@ def save_checkpoint(run: Run, model: torch.nn.Module, name: str) -> None:
     if accelerator.is_main_process:
         remove(aside)
     accelerator.wait_for_everyone()
-    together(accelerator, write, aside)
-    together(accelerator, lambda: accelerator.is_main_process and seal(folder, name, run.args.save_total_limit), aside)
+    needed, limit = progress.step < run.max_steps, run.args.save_total_limit
+    if together(accelerator, write, aside, needed):
+        together(accelerator, lambda: accelerator.is_main_process and seal(folder, name, limit), aside, needed)
 
 
 def weights_are_finite(accelerator: Accelerator, model: torch.nn.Module) -> bool:

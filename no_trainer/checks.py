@@ -3,10 +3,12 @@
 import argparse
 import errno
 import glob
+import json
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from no_trainer.folder import WRITTEN, checkpoints, is_free
 from no_trainer.glue import GLUE
@@ -14,6 +16,8 @@ from no_trainer.messages import stop
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 IN_USE = "--output_dir {folder}: another run is writing there; wait for its end, or name another folder"
+MEMORY = "glue_no_trainer"  # where a model's configuration has the columns and the length that it was trained on
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 NEEDS_FOLDER = (
     "checkpointing_steps",
     "save_total_limit",
@@ -37,11 +41,11 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
             check_word(flag, word)
     if not args.model_name_or_path:
         stop("--model_name_or_path is needed: a hub id such as bert-base-cased or a local folder with a model")
-    if re.match(r"[./~]", args.model_name_or_path) and not Path(args.model_name_or_path).is_dir():
-        stop(f"--model_name_or_path {args.model_name_or_path}: there is no such folder")
     for flag in ("model_name_or_path", "tokenizer_name"):
-        if pipes := [path for path in Path(getattr(args, flag) or "").glob("*") if path.is_fifo()]:
-            stop(f"--{flag} {getattr(args, flag)}: {pipes[0].name} there is a pipe, not a file")
+        if name := getattr(args, flag):
+            if re.match(r"[./~]", name) and not Path(name).is_dir():
+                stop(f"--{flag} {name}: there is no such folder")
+            check_model_folder(flag, Path(name))
     for flag in ("--train_file", "--validation_file", "--test_file", "--text_column_names"):
         if sum(word.partition("=")[0] == flag for word in argv) > 1:
             stop(f"{flag} is given twice; it takes several values, one after the other")
@@ -72,12 +76,44 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
             stop(f"--text_column_names: {args.label_column_name} is the column of the labels")
     if args.checkpointing_steps not in (None, "epoch") and not re.fullmatch(r"[1-9]\d*", args.checkpointing_steps):
         stop(f"--checkpointing_steps {args.checkpointing_steps}: takes a number of steps, or epoch")
+    if args.lr_scheduler_type == "polynomial" and trains and args.learning_rate <= 1e-7:
+        stop(f"--learning_rate {args.learning_rate:g}: the polynomial schedule ends at 1e-7; begin above that")
     if not args.output_dir and (wanting := [f"--{flag}" for flag in NEEDS_FOLDER if getattr(args, flag)]):
         stop(f"{wanting[0]} needs an --output_dir")
     check_hub(args, trains)
     if args.output_dir:
         check_output_dir(Path(args.output_dir), args)
     return args
+
+
+def check_model_folder(flag: str, folder: Path) -> None:
+    """Whether the files of a local model hold what their names promise, as far as that can be seen at once."""
+    if pipes := [path for path in folder.glob("*") if path.is_fifo()]:
+        stop(f"--{flag} {folder}: {pipes[0].name} there is a pipe, not a file")
+    for name in ("config.json", *TOKENIZER_FILES):
+        if (folder / name).is_file():
+            with open(folder / name, encoding="utf-8-sig", errors="replace") as text:
+                if text.read(1000).lstrip()[:1] != "{":
+                    stop(f"--{flag} {folder}: {name} there does not hold an object in JSON, {{...}}")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # none, or transformers says what is wrong with it
+        return
+    names, memory = config.get("id2label"), config.get(MEMORY)
+    if names is not None and not (isinstance(names, dict) and set(names) == set(map(str, range(len(names))))):
+        stop(f'--{flag} {folder}: id2label in config.json must name all classes from "0" on, without gaps')
+    if memory is not None and not remembers(memory):
+        stop(f"--{flag} {folder}: {MEMORY} in config.json is not what this script writes there; remove it")
+    for name in ("hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings"):
+        if isinstance(config.get(name), int) and config[name] < 1:
+            stop(f"--{flag} {folder}: {name} in config.json is {config[name]}, which no model has")
+
+
+def remembers(memory: Any) -> bool:
+    """Whether this is the memory of a trained model: {"text_columns": ["text"], "max_length": 128}."""
+    columns = memory.get("text_columns") if isinstance(memory, dict) else None
+    named = isinstance(columns, list) and all(isinstance(column, str) for column in columns)
+    return named and isinstance(memory.get("max_length"), int) and memory["max_length"] > 0
 
 
 def check_hub(args: argparse.Namespace, trains: bool) -> None:

@@ -1,18 +1,16 @@
 """Sharing a model on the Hugging Face Hub."""
 
 import argparse
-import shlex
+import glob
 from pathlib import Path
 
 import huggingface_hub
 
-from no_trainer.folder import BEST
+from no_trainer.commands import join
 from no_trainer.launch import say
 from no_trainer.messages import stop, under_way
 from no_trainer.run import Run
 
-SHARED = ["*.safetensors", "*.json", "*.jsonl", "vocab.txt", "merges.txt", "*.model", "README.md", "*.png"]  # uploaded
-NOT_SHARED = ["*/*", ".*", BEST]  # checkpoints, predictions, trackers' logs
 HUB_TIMEOUT = 120.0  # seconds without a byte; by itself the client would wait for ever
 
 
@@ -28,14 +26,18 @@ def make_repository(args: argparse.Namespace) -> str:
         stop(f"--push_to_hub: {name} could not be made: {error}")
 
 
+def shared(run: Run) -> list[str]:
+    """The files that are uploaded: the model with its tokenizer, the card with its pictures, results and log."""
+    return sorted(run.files | {"log.jsonl"})
+
+
 def upload(run: Run, message: str) -> None:
-    """Begin to upload what is in the folder, which must not change before `finish_upload`."""
+    """Begin to upload what this run has written, and nothing else; it must not change before `finish_upload`."""
     begun = huggingface_hub.upload_folder(
         repo_id=run.repository,
         folder_path=run.args.output_dir,
         token=run.args.hub_token,
-        allow_patterns=SHARED,
-        ignore_patterns=[*NOT_SHARED],
+        allow_patterns=[glob.escape(name) for name in shared(run)],
         commit_message=message,
         run_as_future=True,
     )
@@ -49,7 +51,8 @@ def finish_upload(run: Run) -> None:
         with under_way(f"uploading to {name}"):
             error = run.uploads.pop().exception()
         if error is not None:
-            patterns = [("--include", shared) for shared in SHARED] + [("--exclude", kept) for kept in NOT_SHARED]
-            again = shlex.join(["hf", "upload", name, folder, ".", *sum(patterns, ())])
+            files = [word for file in shared(run) for word in ("--include", file)]
+            private = ["--private"] * run.args.hub_private_repo
+            again = join(["hf", "upload", name, folder, ".", *files, *private])
             why = str(error.__cause__ or error).partition("\n")[0]
             say(f"warning: the upload to {name} failed: {why}\nthe model is in {folder}; to upload it: {again}")

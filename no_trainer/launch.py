@@ -32,8 +32,7 @@ from no_trainer.messages import LAUNCHERS, STARTING, show, stop, suggestion
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
     """The devices, the precision and the processes, as the launcher or the flags say."""
     imports_are_done()
-    if args.with_tracking:
-        check_tracker(args.report_to)
+    check_tracker(args.report_to, needed=args.with_tracking)
     # several processes on a machine without an accelerator are one run only if Accelerate is told that it is a CPU run
     no_accelerator = not (torch.accelerator.is_available() or accelerate.utils.is_torch_xla_available())
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"  # says `accelerate launch`
@@ -80,12 +79,12 @@ def imports_are_done() -> None:
     gc.enable()
 
 
-def check_tracker(name: str) -> None:
-    """Whether the tracker that --report_to names is there."""
+def check_tracker(name: str, needed: bool) -> None:
+    """Whether --report_to names a tracker, and one that is installed if it is `needed`."""
     known, installed = LoggerType.list(), [str(tracker) for tracker in get_available_trackers()]
     if name not in known:
         stop(f"--report_to {name}: takes one of {', '.join(known)}{suggestion(name, known)}")
-    if name not in ("all", *installed) or not installed:
+    if needed and (name not in ("all", *installed) or not installed):
         missing = "tensorboard" if name == "all" else name
         stop(f"--report_to {name}: not installed; pip install {missing} brings it")
 
@@ -157,8 +156,11 @@ def one_first(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
     return result if first else work()
 
 
-def together(accelerator: Accelerator, write: Callable[[], object], target: Path) -> None:
-    """Let every process `write` its part of `target`; if one of them cannot, all end, with exit code 1."""
+def together(accelerator: Accelerator, write: Callable[[], object], target: Path, needed: bool = True) -> bool:
+    """Let every process `write` its part of `target`; returns whether all could.
+
+    Where one cannot, all end, with exit code 1; if it is not `needed`, a warning says so.
+    """
     failure = None
     try:
         write()
@@ -175,7 +177,10 @@ def together(accelerator: Accelerator, write: Callable[[], object], target: Path
     if failures := [text for text in failures if text]:
         if target.name.endswith(".partial"):
             shutil.rmtree(target, ignore_errors=True) if target.is_dir() else target.unlink(missing_ok=True)
-        stop(f"{target} could not be written: {failures[0]}.", code=1)
+        if needed:
+            stop(f"{target} could not be written: {failures[0]}.", code=1)
+        say(f"warning: {target} could not be written: {failures[0]}")
+    return not failures
 
 
 def say(text: str) -> None:

@@ -13,10 +13,11 @@ from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset
 
+from no_trainer.commands import resume_command
 from no_trainer.folder import checkpoints
 from no_trainer.labels import numbers
 from no_trainer.launch import say
-from no_trainer.messages import resume_command, stop
+from no_trainer.messages import stop
 
 WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)  # each process has the whole model
 
@@ -123,9 +124,14 @@ def stop_for_memory(error: Exception, args: argparse.Namespace | None) -> NoRetu
     rows, accumulation = args.per_device_train_batch_size, GradientState().num_steps
     size = max(rows * args.gradient_accumulation_steps // accumulation, 1)  # as it was
     smaller = next((part for part in range(size // 2, 0, -1) if size % part == 0), 1)
-    flags = f"--per_device_train_batch_size {smaller} --gradient_accumulation_steps {accumulation * size // smaller} "
-    flags += f"--per_device_eval_batch_size {max(args.per_device_eval_batch_size // 2, 1)}"
+    half = {
+        "per_device_train_batch_size": smaller,
+        "gradient_accumulation_steps": accumulation * size // smaller,
+        "per_device_eval_batch_size": max(args.per_device_eval_batch_size // 2, 1),
+    }
+    flags = [word for flag, value in half.items() for word in (f"--{flag}", str(value))]
     saved = checkpoints(Path(args.output_dir)) if args.output_dir else []
     if saved:
-        stop(f"{message} To go on from {saved[-1]} with half the batch: {resume_command()} {flags}", 1, alone=True)
-    stop(f"{message} There is no checkpoint to go on from; half the batch is {flags}", code=1, alone=True)
+        again = f"To go on from {saved[-1].name} with half the batch: {resume_command(*flags)}"
+        stop(message, code=1, alone=True, command=again)
+    stop(f"{message} There is no checkpoint to go on from; half the batch is {' '.join(flags)}.", code=1, alone=True)

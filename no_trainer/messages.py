@@ -1,10 +1,9 @@
-"""What the user is told: errors of one line, and commands that can be pasted into a shell."""
+"""What the user is told: errors of one line, names as a terminal can show them."""
 
 import contextlib
 import difflib
 import os
 import re
-import shlex
 import signal
 import sys
 import threading
@@ -25,10 +24,25 @@ STARTING = contextlib.ExitStack()  # closed when the imports are done
 EARLIER: dict[int, Any] = {}  # handlers of signals that `before_imports` has exchanged
 
 
-def stop(message: str, code: int = 2, alone: bool = False) -> NoReturn:
+def open_streams() -> None:
+    """Open what was closed before Python began (`>&-`): what is said goes nowhere, an error to standard output.
+
+    Otherwise the next file to be opened would be in its place, and get what a library prints.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or sys.stdout
+
+
+def stop(message: str, code: int = 2, alone: bool = False, command: str = "") -> NoReturn:
     """End the run with one line on what the user can mend (code 2) or on what befell the run (code 1).
 
     Of several processes with the same error the first one speaks; an error that only this process knows of is `alone`.
+    A `command` that helps stands at the end of the line, where it can be copied.
     """
     first = process_number() == "0" or alone
     if not first:
@@ -36,7 +50,7 @@ def stop(message: str, code: int = 2, alone: bool = False) -> NoReturn:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(5)  # the launcher ends all processes as soon as one has left: let the first finish its sentence
     if first or os.environ.get("LOCAL_RANK") == "0":  # the first of another machine, which may lack what that one has
-        message += " Earlier checkpoints are as they were." * (code == 1)
+        message += " Earlier checkpoints are as they were." * (code == 1) + f" {command}" * bool(command)
         message = show(re.sub(rf"\s*[{LINE_ENDS}]\s*", " ", message))
         write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print  # above a progress bar
         with contextlib.suppress(OSError, ValueError, AttributeError):  # nowhere to write to: closed, or a full disk
@@ -87,25 +101,6 @@ def suggestion(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def without_token(words: list[str]) -> list[str]:
-    """A command line with TOKEN in the place of --hub_token's value."""
-    words = [re.sub(r"^(--hub_token=).*", r"\1TOKEN", word) for word in words]
-    return ["TOKEN" if before == "--hub_token" else word for before, word in zip(["", *words], words, strict=False)]
-
-
 def is_launched() -> bool:
     """Whether `accelerate launch`, torchrun or the like has started this process."""
     return any(name in os.environ for name in ("ACCELERATE_MIXED_PRECISION", *LAUNCHERS))
-
-
-def own_command() -> str:
-    """The command line of this process, without secrets; what its launcher was told, if it has one, nobody asks."""
-    flags = sys.argv[1:]
-    typed = sys.orig_argv if sys.orig_argv[len(sys.orig_argv) - len(flags) :] == flags else ["python", *sys.argv]
-    return re.sub(r"(--hub_token[ =])TOKEN", r"\1$HF_TOKEN", shlex.join(without_token(typed)))
-
-
-def resume_command() -> str:
-    """The command line that goes on from the latest checkpoint of this run."""
-    gone = r" --(resume_from_checkpoint[ =]('[^']*'|\S+)|overwrite_output_dir([ =](true|false))?)"
-    return re.sub(gone, "", own_command(), flags=re.IGNORECASE) + " --resume_from_checkpoint latest"

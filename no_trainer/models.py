@@ -4,7 +4,6 @@ import argparse
 import copy
 import inspect
 import json
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_file
-from transformers import AutoModelForSequenceClassification, PretrainedConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 from transformers import PreTrainedModel as Model
 
+from no_trainer.commands import quote
 from no_trainer.launch import say
 from no_trainer.messages import many, some, stop, under_way
 
@@ -30,15 +30,28 @@ s.save_file({{n: t.clone() for n, t in w.items()}}, f + "model.safetensors", dic
 
 
 def from_pretrained(kind: Any, args: argparse.Namespace, flag: str = "model_name_or_path", **options: Any) -> Any:
-    """What an Auto class, `kind`, makes of the name that this flag has."""
+    """What an Auto class, `kind`, makes of the name that this flag has.
+
+    Raises:
+        SystemExit: 2, whatever the files of the model hold that it cannot be made of.
+    """
     name, revision, trust = getattr(args, flag), args.model_revision, args.trust_remote_code
     revision = revision if flag == "model_name_or_path" else "main"
     try:
         with under_way(f"loading {name}"):
             return kind.from_pretrained(name, revision=revision, trust_remote_code=trust, **options)
-    except (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError, StrictDataclassError) as error:
-        what = what_it_is(Path(name))
-        stop(f"--{flag} {name} {what}" if what else f"--{flag} {name}: {error}")
+    except Exception as error:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            raise
+        if what := what_it_is(Path(name)):
+            stop(f"--{flag} {name} {what}")
+        if isinstance(error, (OSError, ImportError, StrictDataclassError)):  # transformers says what is wrong
+            stop(f"--{flag} {name}: {error}")
+        if args.attn_implementation and "attn_implementation" in str(error):
+            stop(f"--attn_implementation {args.attn_implementation}: {error}")
+        parts = {AutoConfig: "config.json", AutoTokenizer: "the files of its tokenizer"}
+        why = str(error) if isinstance(error, (ValueError, SafetensorError)) else f"{type(error).__name__}: {error}"
+        stop(f"--{flag} {name}: {parts.get(kind, 'its weights, or config.json,')} cannot be used: {why}")
 
 
 def what_it_is(folder: Path) -> str:
@@ -49,7 +62,7 @@ def what_it_is(folder: Path) -> str:
         return "is an adapter of PEFT: merge it into its model with merge_and_unload(), and give what that saves"
     if list(folder.glob("pytorch_model*.bin")) and not list(folder.glob("*.safetensors")):
         convert = CONVERT.format(folder=str(folder))
-        hint = f"to convert them and run none: python -c {shlex.quote(convert)}"
+        hint = f"to convert them and run none: python -c {quote(convert)}"
         return f"has its weights in a pickle, which could run code; {hint}"
     return ""
 

@@ -8,12 +8,12 @@ import numpy as np
 MOST = 30  # classes of a confusion matrix that can still be read
 
 
-def draw_curve(file: Path, lines: list[dict[str, Any]], metric: str, baseline: float | None) -> None:
-    """The losses and the task's metric by optimizer step; `lines` are those of log.jsonl."""
+def draw_curve(file: Path, lines: list[dict[str, Any]], metric: str, baseline: float | None) -> bool:
+    """The losses and the task's metric by optimizer step; `lines` are those of log.jsonl. Returns whether it drew."""
     try:
         from matplotlib.figure import Figure
     except ImportError:  # it is not there, or was built for another NumPy
-        return
+        return False
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     losses, scores = figure.subplots(1, 2)
     for axis, name in ((losses, "loss"), (losses, "eval_loss"), (scores, f"eval_{metric}")):
@@ -25,16 +25,17 @@ def draw_curve(file: Path, lines: list[dict[str, Any]], metric: str, baseline: f
     losses.legend()
     scores.legend()
     figure.savefig(file)
+    return True
 
 
-def draw_confusion(file: Path, labels: list[str], matrix: list[list[int]] | None) -> None:
-    """True classes by predicted ones, in shares of the true class, with the numbers of rows."""
+def draw_confusion(file: Path, labels: list[str], matrix: list[list[int]] | None) -> bool:
+    """True classes by predicted ones, in shares of the true class, with the rows' numbers. Returns whether it drew."""
     if not matrix or len(labels) > MOST:
-        return
+        return False
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return
+        return False
     counts = np.array(matrix)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     names = [name if len(name) <= 20 else f"{name[:19]}…" for name in labels]
@@ -51,3 +52,4 @@ def draw_confusion(file: Path, labels: list[str], matrix: list[list[int]] | None
             color = "white" if shares[true, predicted] > 0.5 else "black"
             axis.text(predicted, true, f"{counts[true, predicted]}", ha="center", va="center", color=color, size=8)
     figure.savefig(file)
+    return True

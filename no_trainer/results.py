@@ -1,7 +1,6 @@
 """The end of a run: the model first, then the results, then what the run does not depend on."""
 
 import json
-import shlex
 import textwrap
 import time
 from collections.abc import Callable
@@ -11,12 +10,14 @@ from typing import Any
 import accelerate
 import datasets
 import evaluate
+import huggingface_hub
 import torch
 import transformers
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from no_trainer.card import write_card
+from no_trainer.card import is_card, write_card
+from no_trainer.commands import literal, quote
 from no_trainer.folder import BEST
 from no_trainer.glue import Task
 from no_trainer.hub import finish_upload, upload
@@ -24,7 +25,7 @@ from no_trainer.launch import optional, say
 from no_trainer.messages import many, show, stop
 from no_trainer.pictures import draw_confusion, draw_curve
 from no_trainer.predictions import write_answers, write_mistakes
-from no_trainer.run import Run, end_trackers, numbers_in
+from no_trainer.run import Run, end_trackers, numbers_in, read_log
 from no_trainer.weights import save_files
 
 SHOWN = 20  # classes in the summary
@@ -51,7 +52,7 @@ def all_results(run: Run, task: Task, last: bool) -> dict[str, Any]:
 def share_model(run: Run, model: torch.nn.Module, tokenizer: Tokenizer, task: Task, message: str) -> None:
     """Save the model as it is now, with its card, and begin to upload them."""
     finish_upload(run)  # it reads the files that are about to be written
-    run.files = save_files(run, model, tokenizer)
+    run.files |= set(save_files(run, model, tokenizer))
     if run.accelerator.is_main_process:
         describe_model(run, model, task, all_results(run, task, last=False))
         upload(run, message)
@@ -62,35 +63,42 @@ def save_results(run: Run, model: torch.nn.Module, tokenizer: Tokenizer, task: T
     finish_upload(run)
     results = all_results(run, task, last=True)
     if run.args.output_dir and run.progress.step:  # else the model is where it was
-        run.files = save_files(run, model, tokenizer)
+        run.files |= set(save_files(run, model, tokenizer))
     if run.args.output_dir and run.accelerator.is_main_process:
-        write_results(Path(run.args.output_dir), results)
+        file = Path(run.args.output_dir) / "all_results.json"
+        try:
+            write_results(file, results)
+        except OSError as error:
+            stop(f"{file} could not be written: {error}; the model is saved.", code=1)
+        run.files.add(file.name)
         (Path(run.args.output_dir) / BEST).unlink(missing_ok=True)  # it is the model now
     return results
 
 
-def write_results(folder: Path, results: dict[str, Any]) -> None:
-    """all_results.json, whole."""
-    aside = folder / ".all_results.json.partial"
-    try:
-        written = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-        aside.write_text(written, encoding="utf-8", errors="backslashreplace")
-        aside.replace(folder / "all_results.json")
-    except OSError as error:
-        stop(f"{folder / 'all_results.json'} could not be written: {error}; the model is saved.", code=1)
+def write_results(file: Path, results: dict[str, Any]) -> None:
+    """Write all_results.json, whole or not at all."""
+    aside = file.with_name(f".{file.name}.partial")
+    written = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    aside.write_text(written, encoding="utf-8", errors="backslashreplace")
+    aside.replace(file)
 
 
 def describe_model(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any]) -> None:
     """The card, with pictures where matplotlib can draw them; no failure of theirs ends the run."""
     folder, metric = Path(run.args.output_dir), task.metrics[0]
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    baseline = task.baseline.get(f"baseline_{metric}")
-    optional("no picture of the curve", lambda: draw_curve(folder / "training_curve.png", lines, metric, baseline))
-    matrix = results.get("eval_confusion_matrix")
-    picture = folder / "confusion_matrix.png"
-    optional("no picture of the confusion matrix", lambda: draw_confusion(picture, task.labels, matrix))
+    baseline, matrix = task.baseline.get(f"baseline_{metric}"), results.get("eval_confusion_matrix")
+    lines = optional("log.jsonl cannot be read", lambda: read_log(folder)) or []
+    curve, confusion, card = folder / "training_curve.png", folder / "confusion_matrix.png", folder / "README.md"
+    if optional("no picture of the curve", lambda: draw_curve(curve, lines, metric, baseline)):
+        run.files.add(curve.name)
+    if optional("no picture of the confusion matrix", lambda: draw_confusion(confusion, task.labels, matrix)):
+        run.files.add(confusion.name)
+    if card.exists() and not is_card(card):
+        say(f"warning: {show(str(card))} is not a model card and stays as it is; this run has written none")
+        return
     bare = run.accelerator.unwrap_model(model, keep_torch_compile=False)
-    optional("no card", lambda: write_card(run, bare, task, results, lines))
+    if optional("no card", lambda: write_card(run, bare, task, results, lines)):
+        run.files.add(card.name)
 
 
 def tell_mistakes(
@@ -120,7 +128,9 @@ def write_predictions(
         try:
             write_answers(run, task, name, split, logits, shares)
         except OSError as error:
-            stop(f"the predictions could not be written, the model is saved: {error}.", code=1)
+            if not run.progress.step:
+                stop(f"the predictions could not be written: {error}.", code=1)
+            say(f"warning: the predictions could not be written: {error}; the model is saved")
     return found
 
 
@@ -128,7 +138,8 @@ def finish(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any]
     """Write the card, upload what there is, sum the run up, and close what it has open; returns the results."""
     if run.args.output_dir and run.accelerator.is_main_process:
         if any(name.startswith("test_") for name in results):
-            write_results(Path(run.args.output_dir), results)
+            file = Path(run.args.output_dir) / "all_results.json"
+            optional("the scores of the test data could not be added", lambda: write_results(file, results))
         if run.progress.step:
             describe_model(run, model, task, results)
         if run.args.push_to_hub:
@@ -151,17 +162,19 @@ def summary(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any
         rate = results["train_samples_per_second"]
         steps = many(results["step"], "step")
         lines.append(f"{steps} in {minutes} min {seconds} s, {rate:g} rows a second, evaluations included")
+    if run.repository:
+        lines.append(f"it is at {huggingface_hub.constants.ENDPOINT}/{run.repository}")
     if not args.output_dir:
         return "\n".join([*lines, "nothing is saved without an --output_dir"])
     there = ["model"] * bool(results["step"]) + ["checkpoints"] * bool(args.checkpointing_steps)
     there += ["predictions"] * args.do_predict
     lines += [f"{', '.join(there)}{' and ' * bool(there)}results are in {show(args.output_dir)}"]
-    if results["step"] and not (Path(args.output_dir) / "training_curve.png").exists():
+    if results["step"] and "training_curve.png" not in run.files:
         lines.append("no training_curve.png: pip install matplotlib brings one next time")
     if results["step"] and hasattr(model, "save_pretrained"):
         question = {"text": "...", "text_pair": "..."} if len(task.text_columns) == 2 else "..."
-        ask = f'print(pipeline("text-classification", {json.dumps(args.output_dir)})({json.dumps(question)}))'
-        lines.append(f"to ask it: python -c {shlex.quote(f'from transformers import pipeline; {ask}')}")
+        ask = f'print(pipeline("text-classification", {literal(args.output_dir)})({literal(question)}))'
+        lines.append(f"to ask it: python -c {quote(f'from transformers import pipeline; {ask}')}")
     return "\n".join(lines)
 
 

@@ -17,9 +17,10 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from no_trainer.commands import without_token
 from no_trainer.glue import Task
-from no_trainer.launch import say
-from no_trainer.messages import stop, without_token
+from no_trainer.launch import optional, say
+from no_trainer.messages import stop
 from no_trainer.signals import StopSignal
 
 
@@ -51,13 +52,14 @@ class Run:
     progress: Progress
     stop_signal: StopSignal
     steps_per_epoch: int
+    max_steps: int  # of the whole run
     table: str  # of the data
     repository: str | None = None  # on the hub
     begun: float = field(default_factory=time.perf_counter)  # on this process's clock, as if it had made no pause
     mark: tuple[int, float] = (0, 0.0)  # the step and the time that speed is counted from
     unread: list[tuple] = field(default_factory=list)  # steps still on the device: learning rate, loss, gradient norm
     uploads: list[Future] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)  # of the model, that the run has written
+    files: set[str] = field(default_factory=set)  # that this run has written into the folder, and may be uploaded
     predictions: dict[str, tuple] = field(default_factory=dict)  # for each validation split: logits and labels
     mistakes: list[str] = field(default_factory=list)  # the worst of them, in words
 
@@ -146,13 +148,22 @@ def log(run: Run, line: dict[str, Any], speed: float | None = None) -> None:
     if run.args.output_dir and run.accelerator.is_main_process:
         file = Path(run.args.output_dir) / "log.jsonl"
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it
             with open(file, "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(line) + "\n")
         except OSError as error:
-            stop(f"{file} could not be written: {error}.", code=1)
+            if run.progress.step < run.max_steps:
+                stop(f"{file} could not be written: {error}.", code=1)
+            say(f"warning: {file} could not be written: {error}")  # the model is yet to be saved
     if run.args.with_tracking:
         extra = {"samples_per_second": speed} if speed else {}
-        run.accelerator.log({name: value for name, value in line.items() if name != "step"} | extra, step=line["step"])
+        shown = {name: value for name, value in line.items() if name != "step"} | extra
+        optional("a tracker failed", lambda: run.accelerator.log(shown, step=line["step"]))
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def start_trackers(accelerator: Accelerator, args: argparse.Namespace, progress: Progress, resumed: bool) -> None:
@@ -174,8 +185,7 @@ def start_trackers(accelerator: Accelerator, args: argparse.Namespace, progress:
     finally:
         sys.argv = own
     if resumed and "tensorboard" in map(str, accelerator.log_with):  # the lines of the checkpoint's own step went too
-        lines = (Path(args.output_dir) / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        for line in filter(lambda line: line["step"] == progress.step, map(json.loads, lines)):
+        for line in filter(lambda line: line["step"] == progress.step, read_log(Path(args.output_dir))):
             accelerator.get_tracker("tensorboard").log(line, step=line.pop("step"))
 
 

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from no_trainer.folder import let_go
 from no_trainer.memory import is_out_of_memory, stop_for_memory
-from no_trainer.messages import EARLIER
+from no_trainer.messages import EARLIER, open_streams
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)  # that end a run, with a checkpoint
 
@@ -67,6 +67,7 @@ def guarded(main: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **options: Any) -> Any:
         before = {number: signal.getsignal(number) for number in SIGNALS} | EARLIER
         EARLIER.clear()
+        open_streams()
         try:
             return main(*args, **options)
         except Exception as error:

@@ -10,6 +10,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Value
 from transformers import AutoConfig
 
+from no_trainer.checks import MEMORY
 from no_trainer.classes import find_classes, match_labels
 from no_trainer.columns import count_empty, find_text_columns, first_unreadable
 from no_trainer.files import place_of, read_dataset, read_files
@@ -20,7 +21,6 @@ from no_trainer.messages import many, stop, suggestion
 from no_trainer.models import from_pretrained
 
 VALIDATION = ("dev", "valid", "val")  # other names of the split
-MEMORY = "glue_no_trainer"  # where a model's configuration has the columns and the length that it was trained on
 
 
 def load_data(args: argparse.Namespace, fold: int = 4, folds: int = 10) -> tuple[dict[str, Dataset], Task]:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -39,22 +40,34 @@ def note_best(run: Run, model: torch.nn.Module, task: Task, latest: dict[str, Pr
     if not better:
         progress.waited += 1
         return
-    progress.best, progress.waited = progress.results, 0
+    progress.waited = 0
     if best_is_saved:
         weights, aside = whole_weights(run, model), Path(run.args.output_dir) / ".best.partial"
         once = {weight.data_ptr(): name for name, weight in weights.items()}  # tied weights have several names
         weights = {name: weights[name] for name in once.values()}
-        together(run.accelerator, lambda: run.accelerator.save(weights, aside, safe_serialization=True), aside)
-        if run.accelerator.is_main_process:
-            aside.replace(Path(run.args.output_dir) / BEST)
+
+        def write() -> None:
+            aside.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it
+            run.accelerator.save(weights, aside, safe_serialization=True)
+            if run.accelerator.is_main_process:
+                aside.replace(aside.with_name(BEST))
+
+        if not together(run.accelerator, write, aside, needed=progress.step < run.max_steps):
+            return  # the best is the one before, the only one whose weights there are
+    progress.best = progress.results
 
 
 def load_best(run: Run, model: torch.nn.Module, task: Task) -> None:
-    """Give the model the weights of the best evaluation."""
+    """Give the model the weights of the best evaluation; if they are gone, the model stays that of the last step."""
     best = run.progress.best
-    say(f"the best model is that of step {best['step']}: {task.best_metric} {best[f'eval_{task.best_metric}']:.4f}")
     run.accelerator.wait_for_everyone()
-    weights = load_file(Path(run.args.output_dir) / BEST)
+    try:
+        weights = load_file(Path(run.args.output_dir) / BEST)
+    except (OSError, SafetensorError) as error:  # somebody has removed it
+        say(f"warning: the best weights are lost ({error}): the model of the last step is saved instead")
+        run.progress.best, run.predictions = {}, {}
+        return
+    say(f"the best model is that of step {best['step']}: {task.best_metric} {best[f'eval_{task.best_metric}']:.4f}")
     bare = run.accelerator.unwrap_model(model, keep_torch_compile=False)
     whole = contextlib.nullcontext()
     if hasattr(next(bare.parameters()), "ds_id"):  # DeepSpeed's ZeRO-3: each process has a share of each weight

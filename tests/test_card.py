@@ -95,7 +95,7 @@ def test_a_model_of_the_hub_is_named_as_the_base(tmp_path: Path) -> None:
     args.output_dir = str(tmp_path)
     task = Task(["accuracy"], ["sentence1", "sentence2"], [0, 1], ["yes", "no"])
     results = {"eval_accuracy": 0.5, "global_batch_size": 8, "schedule": "linear", "versions": {}}
-    run = SimpleNamespace(args=args, accelerator=Accelerator(), table="", repository=None)
+    run = SimpleNamespace(args=args, accelerator=Accelerator(), table="", files=set(), repository=None)
     write_card(run, torch.nn.Module(), task, results, [])
     assert ModelCard.load(tmp_path / "README.md").data.base_model == "bert-base-cased"
     assert "[bert-base-cased](https://huggingface.co/bert-base-cased)" in (tmp_path / "README.md").read_text()

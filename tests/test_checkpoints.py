@@ -1,5 +1,6 @@
 """Checkpoints: which are kept, which is the latest, and what may go on from one."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from conftest import log_lines, sentences, weights, without_dropout, write_csv
 import run_glue_no_trainer as script
 from no_trainer.batches import Collate
 from no_trainer.checkpoints import find_checkpoint
-from no_trainer.folder import checkpoints
+from no_trainer.folder import checkpoints, checksum, damage, files_in
 
 
 def test_checkpoints_and_their_limit(run: Callable, own_files: list, tmp_path: Path) -> None:
@@ -211,3 +212,57 @@ def test_resuming_on_another_cut_continues_the_run(
     run(*flags, *cut, "--output_dir", tmp_path / "cut", "--resume_from_checkpoint", tmp_path / "cut" / "step_10")
     for a, b in zip(log_lines(tmp_path / "whole"), log_lines(tmp_path / "cut"), strict=True):
         assert a == pytest.approx(b, abs=1e-5)
+
+
+def reseal(checkpoint: Path) -> None:
+    """Have the checksums say that all files are as they were written."""
+    sums = {name: checksum(file) for name, file in files_in(checkpoint).items() if name != "checksums.json"}
+    (checkpoint / "checksums.json").write_text(json.dumps(sums))
+
+
+@pytest.mark.parametrize("changed", ["{}", "[]", "nonsense"])
+def test_the_progress_of_another_version_is_refused(
+    run: Callable, three_checkpoints: list, tmp_path: Path, capsys: pytest.CaptureFixture, changed: str
+) -> None:
+    """With a field that this version does not know, or in another form altogether."""
+    file = tmp_path / "out" / "step_6" / "progress.json"
+    newer = json.loads(file.read_text()) | {"of_tomorrow": 1}
+    file.write_text(json.dumps(newer) if changed == "{}" else changed)
+    reseal(file.parent)
+    with pytest.raises(SystemExit) as exit_:
+        run(*three_checkpoints, "--resume_from_checkpoint", file.parent)
+    assert exit_.value.code == 2
+    assert "progress.json was written by another version of this script" in capsys.readouterr().err
+
+
+def test_a_random_state_that_cannot_be_loaded_is_told(
+    run: Callable, three_checkpoints: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Accelerate itself goes on without a word, with the random numbers of the start."""
+    said = "the random state could not be loaded"
+    run(*three_checkpoints, "--resume_from_checkpoint", tmp_path / "out" / "step_2")
+    assert said not in capsys.readouterr().out
+    checkpoint = tmp_path / "out" / "step_2"
+    torch.save({"step": 0}, checkpoint / "random_states_0.pkl")
+    reseal(checkpoint)
+    assert run(*three_checkpoints, "--resume_from_checkpoint", checkpoint)["step"] == 6
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_whatever_stands_where_a_checkpoint_is_written_aside(
+    run: Callable, own_files: list, tmp_path: Path, kind: str
+) -> None:
+    aside = tmp_path / "out" / ".step_1.partial"
+    aside.parent.mkdir()
+    mine = tmp_path / "mine"
+    mine.write_text("to stay")
+    make = {
+        "file": aside.touch,
+        "link": lambda: aside.symlink_to(mine),
+        "folder": lambda: (aside / "x").mkdir(parents=True),
+    }
+    make[kind]()
+    run(*own_files, "--max_train_steps", 1, "--checkpointing_steps", 1, "--output_dir", tmp_path / "out")
+    assert not damage(tmp_path / "out" / "step_1")
+    assert mine.read_text() == "to stay"

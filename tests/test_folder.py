@@ -3,13 +3,15 @@
 import functools
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import log_lines, weights
+from conftest import ROOT, log_lines, weights
 
-from no_trainer.folder import checkpoints, damage
+from no_trainer.folder import LOCK, checkpoints, damage
 
 
 def truncate(checkpoint: Path) -> None:
@@ -123,3 +125,60 @@ def test_what_an_overwritten_run_left_is_gone(run: Callable, own_files: list, tm
     assert (tmp_path / "predict_results.csv").exists()
     run(*own_files, "--max_train_steps", 1, "--overwrite_output_dir", "--output_dir", tmp_path)
     assert not (tmp_path / "predict_results.csv").exists()
+
+
+def test_a_folder_in_which_a_run_is_at_work_is_refused(
+    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Whatever the second run was told, nothing of the first is touched; when it has ended the folder is free."""
+    flags = [*own_files, "--max_train_steps", 2, "--output_dir", tmp_path / "out"]
+    run(*flags)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert not [path for path in before if path.name == LOCK]
+    command = [sys.executable, "-c", HOLD, tmp_path / "out"]
+    with subprocess.Popen([*map(str, command)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as other:
+        assert other.stdout.readline() == b"held\n"
+        for flag in ([], ["--overwrite_output_dir"], ["--resume_from_checkpoint", "latest"]):
+            with pytest.raises(SystemExit) as exit_:
+                run(*flags, *flag)
+            assert exit_.value.code == 2
+            assert "another run is writing there" in capsys.readouterr().err
+        after = {path: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.name != LOCK}
+        other.kill()  # the lock dies with its process
+    assert after == before
+    run(*flags, "--overwrite_output_dir")
+
+
+HOLD = """
+import sys; from pathlib import Path; from no_trainer.folder import hold
+assert hold(Path(sys.argv[1])); print("held", flush=True); sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_of_two_runs_started_at_once_one_has_the_folder(tiny_model: Path, own_files: list, tmp_path: Path) -> None:
+    """The folder is there or not; the one that has it ends as if it had been alone."""
+    command = [sys.executable, ROOT / "run_glue_no_trainer.py", "--model_name_or_path", tiny_model, *own_files]
+    command += ["--num_train_epochs", 60, "--checkpointing_steps", 100, "--save_total_limit", 2]
+    alone = subprocess.run([*map(str, [*command, "--output_dir", tmp_path / "alone"])], capture_output=True)
+    assert alone.returncode == 0, alone.stderr
+    for number in range(int(os.environ.get("FAULT_RUNS", "2"))):
+        out = tmp_path / str(number)
+        if number % 2:
+            out.mkdir()
+        both = [
+            subprocess.Popen(
+                [*map(str, [*command, "--output_dir", out])],
+                text=True,
+                stderr=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+            )
+            for _ in range(2)
+        ]
+        said = [run.communicate(timeout=120)[1] for run in both]
+        assert sorted(run.returncode for run in both) == [0, 2], said
+        lost = said[[run.returncode for run in both].index(2)]
+        print(f"{number}: {lost.strip()}")
+        assert "another run is writing there" in lost or "holds an earlier run" in lost
+        assert weights(out) == weights(tmp_path / "alone")
+        assert [path.name for path in checkpoints(out)] == ["step_300", "step_400"]

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -154,7 +155,7 @@ def test_every_epoch_is_pushed_and_checkpoints_are_not(
 ) -> None:
     out = tmp_path / "out"
     (out / "mine").mkdir(parents=True)
-    for private in (out / "notes.txt", out / "mine" / "data.json"):
+    for private in (out / "notes.txt", out / "mine" / "data.json", out / "holiday.png", out / "service_account.json"):
         private.write_text("not for everybody")
     ended = push(hub, tiny_model, *own_files, "--output_dir", out, "--hub_private_repo", *TENSORBOARD)
     assert ended.returncode == 0, ended.stderr
@@ -166,11 +167,11 @@ def test_every_epoch_is_pushed_and_checkpoints_are_not(
         "End of training",
     ]
     everything = {"README.md", "config.json", "log.jsonl", "model.safetensors", "tokenizer.json"}
-    everything |= {"tokenizer_config.json", "training_curve.png"}
+    everything |= {"tokenizer_config.json", "training_curve.png", "confusion_matrix.png"}
     assert set(repo["commits"][0][1]) == everything
     assert set(repo["files"]) == everything | {"all_results.json"}
     assert all((out / name).read_bytes() == content for name, content in repo["files"].items())
-    assert 'pipeline("text-classification", "someone/out")' in repo["files"]["README.md"].decode()
+    assert 'pipeline("text-classification", "someone/out"' in repo["files"]["README.md"].decode()
 
 
 @pytest.mark.slow
@@ -207,13 +208,17 @@ def test_a_failed_upload_ends_nothing_and_says_how_to_repeat_it(
     assert len(warnings) == 3
     assert all("507" in line for line in warnings)
     hub.fail(kind, 507, times=0)
-    command = next(line for line in ended.stdout.splitlines() if "to upload it: " in line).split("to upload it: ")[1]
+    command = re.findall("to upload it: (.+)", ended.stdout)[-1]
     program = Path(sys.executable).parent
     environment = os.environ | hub.environment() | {"HF_TOKEN": hub.token, "PATH": f"{program}:{os.environ['PATH']}"}
     again = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment, timeout=120)
     assert again.returncode == 0, again.stderr
     whole = {"README.md", "all_results.json", "config.json", "log.jsonl", "model.safetensors", "tokenizer.json"}
-    assert set(hub.repos["someone/out"]["files"]) == whole | {"tokenizer_config.json", "training_curve.png"}
+    assert set(hub.repos["someone/out"]["files"]) == whole | {
+        "tokenizer_config.json",
+        "training_curve.png",
+        "confusion_matrix.png",
+    }
 
 
 @pytest.mark.slow

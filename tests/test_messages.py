@@ -1,28 +1,7 @@
-"""What is said: the command of a run, without its token, and by which of the processes."""
-
-import re
+"""What is said, and by which of the processes."""
 
 import pytest
 from conftest import launch
-
-from no_trainer.messages import own_command, resume_command
-
-
-def test_the_command_of_a_run_is_its_own_and_not_its_parents(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it was typed, where Python knows that; in a notebook, where it does not, as it could have been."""
-    monkeypatch.setattr("sys.argv", ["/a b/run_glue_no_trainer.py", "--seed", "1"])
-    monkeypatch.setattr("sys.orig_argv", ["python3", "-m", "run_glue_no_trainer", "--seed", "1"])
-    assert own_command() == "python3 -m run_glue_no_trainer --seed 1"
-    monkeypatch.setattr("sys.orig_argv", ["python3", "-m", "ipykernel_launcher", "-f", "kernel.json"])
-    assert own_command() == "python '/a b/run_glue_no_trainer.py' --seed 1"
-
-
-@pytest.mark.parametrize("flag", [["--hub_token", "hf_x y"], ["--hub_token=hf_x"], ["--hub_token", "it's"]])
-def test_no_command_that_is_printed_has_a_token(monkeypatch: pytest.MonkeyPatch, flag: list[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["run_glue_no_trainer.py", *flag, "--seed", "1"])
-    command = resume_command()
-    assert re.search(r" --hub_token[ =]\$HF_TOKEN --seed 1 --resume_from_checkpoint latest$", command)
-    assert "hf_x" not in command
 
 
 @pytest.mark.slow
