@@ -84,8 +84,9 @@ def what_remains(said: str) -> list[str]:
 def draw_terminal(lines: list[str], typed: int) -> str:
     """An SVG of the lines, of which the first ones were typed."""
     wide, high, left = 8, 17, 10  # of a character; the margin
+    size = 2 * left + wide * COLUMNS, high * len(lines) + 16
     picture = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * left + wide * COLUMNS} {high * len(lines) + 16}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]}" height="{size[1]}" '
         'font-family="ui-monospace, SFMono-Regular, Menlo, Consolas, monospace" font-size="13.3">',
         f"<title>The quick start at a terminal of {COLUMNS} columns</title>",
         '<rect width="100%" height="100%" rx="6" fill="#1c1f26"/>',
