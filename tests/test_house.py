@@ -47,6 +47,11 @@ def test_the_readmes_first_block_is_one_command() -> None:
     assert "pipeline('text-classification', 'quickstart_model')" in rest[-1]
 
 
+def test_the_readmes_torch_without_cuda_is_one_that_the_requirements_take() -> None:
+    most = re.search(r"^torch\S*(<[\d.]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[1]
+    assert f'pip install "torch{most}" --index-url' in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1800
 
