@@ -1,4 +1,4 @@
-"""Every command of the README is run; every message that it explains is one of the script's."""
+"""Every command of the pages is run; every message that they explain is one of the script's."""
 
 import json
 import re
@@ -8,38 +8,43 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, fresh_accelerate, sentences, write_csv
-from test_house import blocks
+from test_house import PAGES, commands
 
 import run_glue_no_trainer as script
 
-README = (ROOT / "README.md").read_text()
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
-def section(title: str) -> str:
-    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
-
-
-COMMANDS = [line for block in blocks() for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
 COMMANDS = [
-    line.split("run_glue_no_trainer.py ")[1].split(" && ")[0] for line in COMMANDS if "no_trainer.py --" in line
+    line.split("run_glue_no_trainer.py ")[1].split(" && ")[0]
+    for page in ("README.md", "docs/from-huggingface.md", "docs/launching.md")
+    for line in commands(page)
+    if "no_trainer.py --" in line and "SLURM" not in line and "--output_dir /" not in line  # those are parsed alone
 ]
-ANSWERS = re.findall(r"^\| [^|]+ \| `(--[^`]+)`", section("How do I …"), re.MULTILINE)
+ANSWERS = re.findall(r"^\| [^|]+ \| `(--[^`]+)`", text_of("docs/how-do-i.md"), re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, made_glue: Path) -> Path:
-    """A folder in which the README's names stand for small things, those of the hub included."""
+    """A folder in which the pages' names stand for small things, those of the hub included."""
     folder = tmp_path_factory.mktemp("desk")
     (folder / "configs").symlink_to(ROOT / "configs")
-    for name in ("bert-base-cased", "models/bert", "sentence-transformers/all-MiniLM-L6-v2"):
+    names = ("bert-base-cased", "distilbert-base-uncased", "models/bert", "sentence-transformers/all-MiniLM-L6-v2")
+    for name in names:
         shutil.copytree(tiny_model, folder / name)
     for name in ("nyu-mll/glue", "data/glue"):
         shutil.copytree(made_glue, folder / name)
     rows = [(text, ("dull", "nice")[label]) for text, label in sentences(40)]
-    for name in ("train.csv", "valid.csv", "new.csv"):
+    for name in ("train.csv", "valid.csv", "new.csv", "test.csv"):
         write_csv(folder / name, ["text", "label"], rows)
     write_csv(folder / "qa.csv", ["id", "question", "answer", "verdict"], [(1, text, text, y) for text, y in rows])
     write_csv(folder / "scores.csv", ["text", "label"], [(text, "3.0" if y == "nice" else "1.5") for text, y in rows])
+    write_csv(folder / "stars.csv", ["text", "label"], [(text, 5 if y == "nice" else 1) for text, y in rows])
+    write_csv(folder / "tickets.csv", ["title", "body", "shop", "label"], [(text, text, "a", y) for text, y in rows])
+    several = [{"text": text, "label": [y, "short"] if len(text) < 20 else [y]} for text, y in rows]
+    (folder / "several.jsonl").write_text("\n".join(map(json.dumps, several)))
     (folder / "shards").mkdir()
     for number in range(2):
         lines = [json.dumps({"question": text, "answer": text, "verdict": y}) for text, y in rows]
@@ -63,9 +68,9 @@ def run_at(desk: Path, line: str, monkeypatch: pytest.MonkeyPatch, *more: str) -
     return script.main(script.parse_args([*flags, *more, *short, "--max_length", "16"]))
 
 
-def test_every_command_of_the_readme_runs(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_the_pages_runs(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other, for some use what others leave."""
-    assert len(COMMANDS) > 15
+    assert len(COMMANDS) >= 17
     for line in COMMANDS:
         out = re.findall(r"--output_dir (\S+)", line)[-1]
         again = [] if "--overwrite" in line or not (desk / out / "log.jsonl").exists() else ["--overwrite_output_dir"]
@@ -76,7 +81,7 @@ def test_every_command_of_the_readme_runs(desk: Path, monkeypatch: pytest.Monkey
 
 
 def test_every_answer_runs(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(ANSWERS) >= 20
+    assert len(ANSWERS) >= 30
     for number, flags in enumerate(ANSWERS):
         model = "bert-base-cased"
         if "--num_train_epochs 0" in flags:
@@ -89,19 +94,37 @@ def test_every_answer_runs(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_messages_that_are_explained_are_the_scripts() -> None:
-    messages = re.findall(r"^\| `([^`]+)` \|", section("When it says …"), re.MULTILINE)
-    assert len(messages) > 15
+    messages = re.findall(r"^\| `([^`]+)` \|", text_of("docs/messages.md"), re.MULTILINE)
+    assert len(messages) > 50
     files = [ROOT / "run_glue_no_trainer.py", *(ROOT / "no_trainer").glob("*.py")]
-    source = "\n".join(file.read_text() for file in files)
+    source = "\n".join(file.read_text(encoding="utf-8") for file in files)
     assert not [message for message in messages if message not in source]
 
 
-def test_the_links_on_the_page_lead_somewhere() -> None:
-    """GitHub's anchors: lower case, spaces to dashes, nothing else but letters, digits and dashes."""
-    heads = re.findall(r"^## (.+)$", README, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
-    assert not [link for link in re.findall(r"\]\(#([^)]+)\)", README) if link not in anchors]
-    files = re.findall(r"\]\(([^#)][^)]*)\)", README) + re.findall(
-        r"`((?:configs|examples|benchmarks)/[^` *]*)`", README
-    )
-    assert not [file for file in files if not file.startswith("http") and not (ROOT / file).exists()]
+def anchors(page: str) -> set[str]:
+    """GitHub's: lower case, spaces to dashes, nothing else but letters, digits, dashes and underscores."""
+    heads = re.findall(r"^#+ (.+)$", re.sub(r"```.+?```", "", text_of(page), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_links_on_the_page_lead_somewhere(page: str) -> None:
+    """Links and pictures, with their anchors, and the files that are named between backticks."""
+    here = Path(page).parent
+    for link in re.findall(r"\]\(([^)]+)\)", text_of(page)):
+        if link.startswith("http"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (ROOT / here / file).resolve() if file else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(str(target.relative_to(ROOT.resolve()))), link
+    named = re.findall(r"`((?:configs|examples/edits|benchmarks|docs|tests|no_trainer)/[\w./-]+)`", text_of(page))
+    assert not [file for file in named if not (ROOT / file).exists()]
+
+
+def test_every_page_is_linked_to() -> None:
+    """From the README, or from a page that it links to."""
+    linked = {page: re.findall(r"\]\(([^)#]+)", text_of(page)) for page in PAGES}
+    found = {(ROOT / page).parent / link for page in linked for link in linked[page] if not link.startswith("http")}
+    found = {path.resolve() for path in found}
+    assert not [page for page in PAGES[1:] if (ROOT / page).resolve() not in found and page != "configs/README.md"]
