@@ -68,15 +68,17 @@ def build_parser() -> Parser:
     add("--weight_decay", type=AMOUNT, default=0.0, metavar="X", help="not for biases and normalisation layers")
     add("--max_grad_norm", type=AMOUNT, default=1.0, metavar="X", help="clip gradients to this norm; 0: never")
     schedules = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
-    add("--lr_scheduler_type", choices=schedules, default="linear", help="what becomes of the learning rate")
+    add("--lr_scheduler_type", choices=schedules, default="linear", help="shape of the schedule of the learning rate")
     one_of = parser.training.add_mutually_exclusive_group().add_argument
-    one_of("--num_warmup_steps", type=COUNT, metavar="N", help="steps over which it rises from 0; 0: at once")
-    one_of("--warmup_ratio", type=number(float, 0, 1), default=0.1, metavar="X", help="the same as a share of all")
+    one_of("--num_warmup_steps", type=COUNT, metavar="N", help="steps of warm-up, over which it rises from 0")
+    one_of(
+        "--warmup_ratio", type=number(float, 0, 1), default=0.1, metavar="X", help="the same as a share of all steps"
+    )
     add("--load_best_model_at_end", **SWITCH, help="save the model of the best evaluation, not of the last")
     add("--metric_for_best_model", metavar="NAME", help="loss or a metric (default: the task's first)")
     add("--early_stopping_patience", type=POSITIVE, metavar="N", help="stop after N evaluations that are not better")
     add("--mixed_precision", choices=["no", "fp16", "bf16", "fp8"], help="(default: what `accelerate config` says)")
-    add("--seed", type=number(int, 0, 2**31), default=42, metavar="N", help="of the new head, data order and dropout")
+    add("--seed", type=number(int, 0, 2**31), default=42, metavar="N", help="seed of head, data order and dropout")
     return parser
 
 
@@ -246,7 +248,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     run = open_run(args, accelerator, model, settings, sampler.steps_per_epoch, max_steps, table)
     progress = run.progress
     checkpoint_steps = int(args.checkpointing_steps) if args.checkpointing_steps not in (None, "epoch") else 0
-    if max_steps:
+    if progress.step < max_steps:
         say(f"training for {max_steps} steps of {global_batch} rows, on {hardware(accelerator)}")
     bar = progress_bar("Training", total=max_steps, initial=progress.step)
 
@@ -291,7 +293,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
         progress.results = scores | run.position()
         progress.epoch, progress.batch = progress.epoch + 1, 0
         log(run, progress.results)
-        say(score_line(progress.results, task.baseline))
+        say(score_line(progress.results))
         note_best(run, final_model, task, predictions)
         if args.checkpointing_steps == "epoch":
             save_checkpoint(run, model, f"epoch_{progress.epoch - 1}")

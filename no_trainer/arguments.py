@@ -44,7 +44,7 @@ MEANT = {  # flags that other scripts have, several to a line: what they are her
     "use_fast_tokenizer": "on unless --use_slow_tokenizer is given",
     "do_train": "what it does unless --num_train_epochs is 0",
     "do_eval evaluate": "what it does after each epoch",
-    "text_column_delimiter": "an edit of `make_encode` in the script",
+    "text_column_delimiter": "not needed: --text_column_names a,b,c joins the columns",
     "eval_strategy evaluation_strategy eval_steps": "after each epoch; or examples/edits/evaluate_every.patch",
     "gradient_checkpointing": "an edit of the script: examples/edits/gradient_checkpointing.patch",
     "label_smoothing_factor label_smoothing": "an edit of the script: examples/edits/label_smoothing.patch",
@@ -135,7 +135,12 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
     add("--max_train_samples", type=POSITIVE, metavar="N", help="train on the first N rows only")
     add("--max_eval_samples", type=POSITIVE, metavar="N", help="evaluate on the first N rows only")
     add("--max_predict_samples", type=POSITIVE, metavar="N", help="predict the first N rows only")
-    add("--preprocessing_num_workers", type=POSITIVE, metavar="N", help="of tokenization (default: by the rows)")
+    add(
+        "--preprocessing_num_workers",
+        type=POSITIVE,
+        metavar="N",
+        help="processes that tokenize (default: by the rows)",
+    )
     add("--dataloader_num_workers", type=COUNT, default=0, metavar="N", help="processes that load batches")
 
 
@@ -144,7 +149,7 @@ def add_model_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--model_revision", default="main", metavar="REV", help="branch, tag or commit of a hub model")
     add("--tokenizer_name", metavar="NAME", help="a tokenizer of another name (default: the model's)")
-    add("--use_slow_tokenizer", **SWITCH, help="the tokenizer written in Python, where there is one still")
+    add("--use_slow_tokenizer", **SWITCH, help="the tokenizer written in Python, if the model still has one")
     add("--ignore_mismatched_sizes", **SWITCH, help="start a new head where the model's has other classes")
     add("--attn_implementation", metavar="NAME", help="eager, sdpa ... (default: what is fast here)")
     add("--trust_remote_code", **SWITCH, help="run code that comes with the model; read it first")

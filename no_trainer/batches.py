@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import torch
@@ -193,6 +194,7 @@ def make_eval_loaders(
 ) -> dict[str, DataLoader]:
     """A loader of each split, longest row first: little padding, and too little memory shows at once."""
     loaders = {}
+    datasets.disable_progress_bars()  # of what takes a moment; those of tokenizing are over
     for name, data in splits.items():
         order = np.argsort(-numbers(data, "length"), kind="stable")
         rows = data.add_column("row", np.arange(len(data))).select(order)  # `row`: its number in the file

@@ -53,7 +53,7 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
     trains = bool(args.num_train_epochs or args.max_train_steps)
     source = next((f"--{flag}" for flag in ("task_name", "dataset_name") if getattr(args, flag)), None)
     if source and files:
-        stop(f"{source} and --{next(iter(files))} exclude each other: {source} brings its own data")
+        stop(f"{source} and --{next(iter(files))} cannot be given together: {source} brings its own data")
     if not source and "train_file" not in files and (trains or not files):
         stop(f"what to train on? Give --task_name ({', '.join(GLUE)}), --dataset_name or --train_file")
     if args.dataset_config_name and (args.task_name or not args.dataset_name):

@@ -14,8 +14,11 @@ from no_trainer.launch import say
 from no_trainer.messages import some, stop
 
 
-def find_classes(data: Dataset) -> tuple[list[Any] | None, list[str] | None]:
-    """The values of column `label` and their names, by class id; None and None where they are numbers to learn."""
+def find_classes(data: Dataset, told: bool = False) -> tuple[list[Any] | None, list[str] | None]:
+    """The values of column `label` and their names, by class id; None and None where they are numbers to learn.
+
+    Numbers that look like classes are warned of, unless the user has `told` that they are none.
+    """
     feature = data.features["label"]
     if isinstance(feature, ClassLabel):
         return list(range(len(feature.names))), list(feature.names)
@@ -25,7 +28,8 @@ def find_classes(data: Dataset) -> tuple[list[Any] | None, list[str] | None]:
         if not labels:
             stop("the training data has no class at all: every list of labels is empty")
     elif feature.dtype.startswith("float"):
-        warn_of_numbers(data.unique("label"))
+        if not told:
+            warn_of_numbers(data.unique("label"))
         return None, None
     values = sorted(set(labels))
     if len(values) < 2 and not is_list(feature):

@@ -54,13 +54,10 @@ def agree(results: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-def score_line(results: dict[str, Any], floor: dict[str, float]) -> str:
-    """One line: where the run is, and each score beside the one that needs no model."""
-    words = []
-    for key, value in numbers_in(results).items():
-        if key.startswith("eval_"):
-            name, least = key.removeprefix("eval_"), floor.get(key.replace("eval_", "baseline_"))
-            words.append(f"{name} {value:.4f}" + (f" (baseline {least:.4f})" if least is not None else ""))
-    words[:1] = [f"epoch {results['epoch']:g}, step {results['step']}: {''.join(words[:1])}"]
+def score_line(results: dict[str, Any]) -> str:
+    """One line: where the run is, and its scores."""
+    scores = {name: value for name, value in numbers_in(results).items() if name.startswith("eval_")}
+    words = [f"{name.removeprefix('eval_')} {value:.4f}" for name, value in scores.items()]
+    words[:1] = [f"epoch {round(results['epoch'], 2):g}, step {results['step']}: {''.join(words[:1])}"]
     # in a file it stays one line
     return fit(words, shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000, 4)

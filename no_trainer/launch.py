@@ -206,7 +206,8 @@ def optional(what: str, work: Callable[[], Any]) -> Any:
 
 def progress_bar(what: str, **options: Any) -> tqdm:
     """A bar for people: at a terminal, of one process; `options` are tqdm's."""
-    disable = None if PartialState().is_main_process else True  # None: where there is no terminal
+    # None: where there is no terminal
+    disable = None if PartialState().is_main_process and options.get("total") != 0 else True
     return tqdm(desc=what, dynamic_ncols=True, disable=disable, **options)
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from no_trainer.glue import NUMBER, ONE, SEVERAL, Task, suffix
 from no_trainer.labels import numbers
+from no_trainer.launch import say
 from no_trainer.messages import stop
 
 
@@ -105,6 +106,13 @@ def row_losses(task: Task, logits: torch.Tensor, labels: torch.Tensor) -> torch.
     return F.cross_entropy(logits, labels, reduction="none")
 
 
+ALWAYS = {
+    ONE: "the commonest class",
+    SEVERAL: "each class's commoner answer",
+    NUMBER: "the mean",
+}
+
+
 def with_baseline(
     task: Task, train_data: Dataset, eval_data: dict[str, Dataset], metric_for_best_model: str | None
 ) -> Task:
@@ -128,4 +136,7 @@ def with_baseline(
     name = (metric_for_best_model or task.metrics[0]).removeprefix("eval_")
     if name not in names:
         stop(f"--metric_for_best_model {name}: there are {', '.join(names)}")
+    known = [f"{metric.removeprefix('baseline_')} {value:.4f}" for metric, value in floor.items()]
+    if known:
+        say(f"baseline ({ALWAYS[task.problem_type]}): {', '.join(known)}")
     return replace(task, best_metric=name, baseline=floor)

@@ -1,7 +1,8 @@
 """The end of a run: the model first, then the results, then what the run does not depend on."""
 
 import json
-import textwrap
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -151,31 +152,46 @@ def finish(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any]
 
 
 def summary(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any]) -> str:
-    """What a person wants to know at the end: scores, classes, mistakes, where everything is, what to do next."""
-    args = run.args
-    lines = [*score_lines(results), *class_lines(results.get("eval_per_class", {}))]
-    if run.mistakes:
-        lines.append("the worst mistakes, first in validation_predictions.csv:")
-        lines += [f"  {textwrap.shorten(show(line), 96, placeholder=' ...')}" for line in run.mistakes[:3]]
+    """What a person wants to know at the end: the scores, the worst class, where the model is, and what to do next;
+    then the classes and the worst mistakes, as many as a screen holds.
+    """
+    args, classes = run.args, results.get("eval_per_class", {})
+    columns, rows = shutil.get_terminal_size((100, 40)) if sys.stdout.isatty() else (100, 40)
+    lines = score_lines(results)
+    if classes:
+        worst = min(classes, key=lambda label: classes[label]["f1"])
+        lines.append(f"the worst class is {short(worst, 40)}, with an f1 of {classes[worst]['f1']:.4f}")
     if "train_runtime" in results:
         minutes, seconds = divmod(round(results["train_runtime"]), 60)
         rate = results["train_samples_per_second"]
         steps = many(results["step"], "step")
         lines.append(f"{steps} in {minutes} min {seconds} s, {rate:g} rows a second, evaluations included")
+    if args.output_dir:
+        there = ["model"] * bool(results["step"]) + ["checkpoints"] * bool(args.checkpointing_steps)
+        there += ["predictions"] * args.do_predict
+        lines.append(f"{', '.join(there)}{' and ' * bool(there)}results are in {show(args.output_dir)}")
+    else:
+        lines.append("nothing is saved without an --output_dir")
     if run.repository:
-        lines.append(f"it is at {huggingface_hub.constants.ENDPOINT}/{run.repository}")
-    if not args.output_dir:
-        return "\n".join([*lines, "nothing is saved without an --output_dir"])
-    there = ["model"] * bool(results["step"]) + ["checkpoints"] * bool(args.checkpointing_steps)
-    there += ["predictions"] * args.do_predict
-    lines += [f"{', '.join(there)}{' and ' * bool(there)}results are in {show(args.output_dir)}"]
-    if results["step"] and "training_curve.png" not in run.files:
-        lines.append("no training_curve.png: pip install matplotlib brings one next time")
-    if results["step"] and hasattr(model, "save_pretrained"):
+        lines.append(f"the model is at {huggingface_hub.constants.ENDPOINT}/{run.repository}")
+    if args.output_dir and results["step"] and "training_curve.png" not in run.files:
+        lines.append("no pictures are in the card: pip install matplotlib")
+    if args.output_dir and results["step"] and hasattr(model, "save_pretrained"):
         question = {"text": "...", "text_pair": "..."} if len(task.text_columns) == 2 else "..."
         ask = f'print(pipeline("text-classification", {literal(args.output_dir)})({literal(question)}))'
         lines.append(f"to ask it: python -c {quote(f'from transformers import pipeline; {ask}')}")
+    if classes:
+        lines += class_lines(classes, min(SHOWN, max(5, rows - len(lines) - 8)))
+    if run.mistakes:
+        lines.append("the worst mistakes, first in validation_predictions.csv:")
+        lines += [f"  {short(line, columns - 2)}" for line in run.mistakes[:3]]
     return "\n".join(lines)
+
+
+def short(text: str, columns: int) -> str:
+    """A name or text of the user's in so many columns."""
+    shown = show(" ".join(text.split()))
+    return shown if len(shown) <= columns else f"{shown[: columns - 3]}..."
 
 
 def score_lines(results: dict[str, Any]) -> list[str]:
@@ -189,16 +205,13 @@ def score_lines(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def class_lines(classes: dict[str, dict[str, float]]) -> list[str]:
+def class_lines(classes: dict[str, dict[str, float]], most: int) -> list[str]:
     """Precision, recall, F1 and rows of each class; of many classes of those with the lowest F1."""
-    if not classes:
-        return []
-    worst = sorted(classes, key=lambda label: classes[label]["f1"])[:SHOWN]
-    chosen = classes if len(classes) <= SHOWN else worst
-    title = "class" if len(classes) <= SHOWN else f"the {SHOWN} worst of {len(classes)}"
+    worst = sorted(classes, key=lambda label: classes[label]["f1"])[:most]
+    chosen = classes if len(classes) <= most else worst
+    title = "class" if len(classes) <= most else f"the {most} worst of {len(classes)}"
     lines = [f"{title:24}{'precision':>10}{'recall':>10}{'f1':>10}{'rows':>10}"]
     for label in chosen:
-        one, name = classes[label], textwrap.shorten(show(label), 23, placeholder="...")
-        scores = "".join(f"{one[name_]:>10.4f}" for name_ in ("precision", "recall", "f1"))
-        lines.append(f"{name:24}{scores}{one['support']:>10,}")
+        scores = "".join(f"{classes[label][name]:>10.4f}" for name in ("precision", "recall", "f1"))
+        lines.append(f"{short(label, 23):24}{scores}{classes[label]['support']:>10,}")
     return lines

@@ -64,8 +64,7 @@ def warn_of_texts(splits: dict[str, Dataset], task: Task) -> None:
     for name in [name for name in splits if name != "train" and not is_test(name)]:
         own = hash_texts(splits[name], task.text_columns)
         if both := int(np.isin(own, train).sum()):
-            rows = f"{many(both, 'row')} of {len(own):,} of the {name} data"
-            say(f"warning: {rows} have a text that stands in the training data, too")
+            say(f"warning: {both:,} of {len(own):,} {name} rows have a text of the training data")
     pairs = np.stack([train, np.array([hash(str(label)) for label in labels])])
     texts, labels_of = np.unique(np.unique(pairs, axis=1)[0], return_counts=True)
     if (twice := texts[labels_of > 1]).size:

@@ -30,6 +30,9 @@ def load_data(args: argparse.Namespace, fold: int = 4, folds: int = 10) -> tuple
     there is no validation data, it is fold number `fold` of `folds` that the training data is cut into.
     """
     splits, memory, where = read_splits(args), remembered(args), partial(name_row, args)
+    for name, data in splits.items():
+        if not is_test(name):
+            check_columns(data, name, [args.label_column_name], args)
     text_columns = choose_text_columns(args, next(iter(splits.values())), memory)
     splits = {name: keep_columns(data, name, text_columns, args, where) for name, data in splits.items()}
     labelled = {name: check_labels(data, name, where) for name, data in splits.items() if not is_test(name)}
@@ -104,10 +107,20 @@ def choose_text_columns(args: argparse.Namespace, data: Dataset, memory: dict[st
         return args.text_column_names or learned
     if learned and not trains(args):
         stop(
-            f"the model was trained on the column {' and '.join(learned)}, but the data has no {missing[0]!r}; its "
-            f"columns are {', '.join(data.column_names)}; --text_column_names says which to read instead"
+            f"the model was trained on the column{'s' * (len(learned) > 1)} {', '.join(learned)}, but the data has no "
+            f"{missing[0]!r}; its columns are {', '.join(data.column_names)}; --text_column_names says which to read "
+            "instead"
         )
     return find_text_columns(data, args.label_column_name)
+
+
+def check_columns(data: Dataset, name: str, wanted: list[str], args: argparse.Namespace) -> None:
+    """Whether a split has these columns."""
+    if missing := [column for column in wanted if column not in data.column_names]:
+        flag = "label_column_name" if missing[0] == args.label_column_name else "text_column_names"
+        other = f"{suggestion(missing[0], data.column_names)}; --{flag} chooses another" * (not args.task_name)
+        columns = ", ".join(data.column_names)
+        stop(f"the {name} data has no column {missing[0]!r}; its columns are {columns}{other}")
 
 
 def keep_columns(
@@ -117,11 +130,7 @@ def keep_columns(
     wanted, label = list(text_columns), args.label_column_name
     if not is_test(name) or (label in data.column_names and not args.task_name):
         wanted.append(label)
-    if missing := [column for column in wanted if column not in data.column_names]:
-        flag = "label_column_name" if missing[0] == label else "text_column_names"
-        other = f"{suggestion(missing[0], data.column_names)}; --{flag} chooses another" * (not args.task_name)
-        columns = ", ".join(data.column_names)
-        stop(f"the {name} data has no column {missing[0]!r}; its columns are {columns}{other}")
+    check_columns(data, name, wanted, args)
     if len(data) == 0:
         stop(f"the {name} data has no rows")
     data = data.select_columns(wanted)
@@ -150,7 +159,7 @@ def find_task(
     if args.task_name == "ax":
         values, labels = [0, 1, 2], CLASSES["ax"]
     elif train is not None:
-        values, labels = find_classes(train)
+        values, labels = find_classes(train, told=args.do_regression)
         kind = SEVERAL if is_list(train.features["label"]) else ONE
         known = CLASSES.get(args.task_name, [])
         if known and values == list(range(len(known))) and inner(train.features["label"]).dtype.startswith("int"):

@@ -145,8 +145,8 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
     "a switch with a word": (with_flags("--do_predict", "yes"), "takes true or false"),
     "checkpoints now and then": (with_flags("--checkpointing_steps", "daily"), "--checkpointing_steps daily"),
     "a task unknown": (lambda _: ["--task_name", "squad"], "'squad'"),
-    "a task and files": (with_flags("--task_name", "rte"), "exclude each other"),
-    "a data set and files": (with_flags("--dataset_name", "imdb"), "--dataset_name and --train_file exclude"),
+    "a task and files": (with_flags("--task_name", "rte"), "cannot be given together"),
+    "a data set and files": (with_flags("--dataset_name", "imdb"), "--dataset_name and --train_file cannot"),
     "ax for training": (lambda _: ["--task_name", "ax"], "--num_train_epochs 0 --do_predict"),
     "ax for some steps": (
         lambda _: ["--task_name", "ax", "--num_train_epochs", 0, "--do_predict", "--max_train_steps", 5],

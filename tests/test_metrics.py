@@ -79,4 +79,4 @@ def test_the_baseline_of_regression_is_the_mean(run: Callable, tmp_path: Path, c
     assert results["baseline_mse"] == pytest.approx(((1.5 - mean) ** 2 + (0.5 - mean) ** 2) / 2)
     assert {"eval_mse", "eval_pearson", "eval_spearmanr", "eval_loss"} <= results.keys()
     assert results["eval_loss"] == pytest.approx(results["eval_mse"], rel=1e-5)
-    assert f"(baseline {results['baseline_mse']:.4f})" in capsys.readouterr().out
+    assert f"baseline (the mean): mse {results['baseline_mse']:.4f}" in capsys.readouterr().out

@@ -48,7 +48,7 @@ def test_at_a_terminal(tiny_model: Path, own_files: list, tmp_path: Path) -> Non
     assert len([line for line in lines if line.startswith("to ask it: python -c ")]) == 1
     assert not [line for line in lines if len(line) > 80 and str(tmp_path) not in line]
     assert "step 4 of 16" not in said
-    assert re.search(r"epoch 2, step 16: accuracy \d\.\d{4} \(baseline", said)
+    assert re.search(r"epoch 2, step 16: accuracy \d\.\d{4}, macro_f1", said)
 
 
 @pytest.mark.slow
@@ -68,8 +68,14 @@ def test_in_a_log_file(tiny_model: Path, own_files: list, tmp_path: Path) -> Non
     summary = lines[lines.index(f"23 predictions are in {tmp_path / 'out' / 'predict_results.csv'}") + 1 :]
     assert summary[0].split() == ["score", "baseline"]
     assert [line.split()[0] for line in summary[1:5]] == ["accuracy", "macro_f1", "f1", "loss"]
-    assert re.fullmatch(r"16 steps in 0 min \d+ s, [\d.]+ rows a second, evaluations included", summary[5])
-    assert summary[6] == f"model and results, predictions are in {tmp_path / 'out'}"
+    assert [line.split()[0] for line in summary[5:9]] == [
+        f"test_{name}" for name in ("accuracy", "macro_f1", "f1", "loss")
+    ]
+    assert summary[9].startswith("the worst class is ")
+    assert re.fullmatch(r"16 steps in 0 min \d+ s, [\d.]+ rows a second, evaluations included", summary[10])
+    assert summary[11] == f"model, predictions and results are in {tmp_path / 'out'}"
+    assert summary[12].startswith("to ask it: python -c ")
+    assert sum("baseline" in line for line in lines) == 2  # before training and in the summary, not in each line
 
 
 @pytest.mark.slow
