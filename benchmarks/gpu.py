@@ -23,6 +23,7 @@ Without a CUDA device the same code runs on the CPU; what needs one is a row tha
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -39,7 +40,7 @@ from typing import Any
 import numpy as np
 from processes import without_dropout
 from speed import ROOT, contenders, figures, linear_weights, matrix_peak, stand_ins, table
-from works import CONFIGS, LAUNCH, Failed, Work, cases, run
+from works import CONFIGS, LAUNCH, Failed, Untried, Work, cases, run
 
 sys.path.append(str(ROOT))
 BATCH, MNLI_STEPS = 32, 36_816  # of three epochs
@@ -65,7 +66,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--metric", type=Path, help="evaluate's metrics/glue/glue.py, which the two load")
     parser.add_argument("--shape", choices=["bert-base", "tiny"], default="bert-base", help="of the part speed")
     parser.add_argument("--steps", type=int, default=300, help="of each run in host and speed")
-    parser.add_argument("--jobs", type=int, default=4, help="cases of works at a time")
+    jobs = max(1, min(6, (os.cpu_count() or 1) // 2))
+    parser.add_argument("--jobs", type=int, default=jobs, help="cases of works at a time")
     parser.add_argument("--few", action="store_true", help="fewer cases: does the benchmark itself run?")
     parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)  # what a process of its own is to do
     return parser.parse_args()
@@ -173,15 +175,17 @@ def probed(command: list[Any], flags: list[Any], cwd: Path, until: float, **envi
 # --- The parts. Each yields its rows; a case is a function that is given until when it has time.
 
 
-def attempt(case: Callable[[float], Any], until: float, limit: float) -> tuple[Any, str]:
-    """What a case returns, or why it returns nothing."""
+def attempt(case: Callable[[float], Any], until: float, limit: float) -> tuple[Any, str, str]:
+    """What a case returns; whether it worked: yes, no or untried; why not."""
     left = min(limit, until - time.monotonic())
-    if left < 3:
-        return None, "no time was left"
     try:
-        return case(time.monotonic() + left), ""
+        if left < 3:
+            raise Untried("no time was left")
+        return case(time.monotonic() + left), "yes", ""
+    except Untried as error:
+        return None, "untried", str(error)
     except Exception as error:  # none of them may end the others
-        return None, str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
+        return None, "no", str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
 
 
 def works(args: argparse.Namespace, folder: Path, until: float, gpu: bool) -> Iterator[Row]:
@@ -191,12 +195,13 @@ def works(args: argparse.Namespace, folder: Path, until: float, gpu: bool) -> It
     base = Work(model, str(plain), args.glue, folder / "works", gpu)
 
     def see(name: str, case: Callable[[Work], str], needs_gpu: bool) -> Row:
+        def in_time(end: float) -> str:
+            if needs_gpu and not gpu:
+                raise Untried("no CUDA device")
+            return case(replace(base, until=end))
+
         begun = time.monotonic()
-        if needs_gpu and not gpu:
-            seen, why = None, "no CUDA device"
-        else:
-            seen, why = attempt(lambda end: case(replace(base, until=end)), until, 120)
-        answer = "yes" if seen else "no" if begun + 3 < until and why != "no CUDA device" else "untried"
+        seen, answer, why = attempt(in_time, until, 120)
         return {"case": name, "works": answer, "what was seen": seen or why, "seconds": time.monotonic() - begun}
 
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -217,12 +222,12 @@ def host(args: argparse.Namespace, folder: Path, until: float, gpu: bool) -> Ite
     glue = make_mnli(folder / "host_glue", args.steps * BATCH, 900)
     (folder / "host").mkdir()
     stand_ins(folder / "host", glue, args.metric)
-    alone, why = attempt(lambda end: ask_inside(end, "alone", model, args.steps), until, 60)
+    alone, _, why = attempt(lambda end: ask_inside(end, "alone", model, args.steps), until, 60)
     yield {"script": "the model alone", "ms a step": 1000 * alone if alone else "", "note": why}
     for name, (script, flags) in peers(args, model, glue, "no", gpu).items():
         if name in ("run_glue.py, as shipped", "run_glue.py, compiled"):
             continue
-        seen, why = attempt(lambda end: probed([sys.executable, script], flags, folder / "host", end), until, 60)
+        seen, _, why = attempt(lambda end: probed([sys.executable, script], flags, folder / "host", end), until, 60)
         row: Row = {"script": name, "note": why}
         if seen:
             first, last = seen["steps"][len(seen["steps"]) // 2 - 1], seen["steps"][-1]
@@ -239,21 +244,25 @@ def fast_ways(scripts: dict[str, tuple[Path, list]]) -> dict[str, tuple[list[Any
     """Command, flags and environment of each contender of the part speed, the most worth first."""
     plain = {name: ([sys.executable, script], flags, {}) for name, (script, flags) in scripts.items()}
     script, flags = scripts["this script"]
-    dynamo = {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR", "ACCELERATE_DYNAMO_USE_DYNAMIC": "false"}
-    regional = dynamo | {"ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true"}
+    config = [*LAUNCH, CONFIGS / "single_gpu_compiled.yaml", script]
+    by_layers = {"BACKEND": "INDUCTOR", "USE_DYNAMIC": "false", "USE_REGIONAL_COMPILATION": "true"}
+    any_length = by_layers | {"USE_DYNAMIC": "true"}
+    graphs = {"BACKEND": "INDUCTOR", "USE_DYNAMIC": "false", "MODE": "reduce-overhead"}
+
+    def dynamo(settings: dict[str, str]) -> tuple[list[Any], list, dict[str, str]]:
+        return [sys.executable, script], flags, {f"ACCELERATE_DYNAMO_{name}": v for name, v in settings.items()}
+
     ways = {
         "this script": plain["this script"],
         "run_glue_no_trainer.py": plain.get("run_glue_no_trainer.py"),
-        "this script, compiled by layers": ([sys.executable, script], flags, regional),
+        "this script, compiled by layers": dynamo(by_layers),
         "run_glue.py, compiled": plain.get("run_glue.py, compiled"),
-        "this script, single_gpu_compiled.yaml": ([*LAUNCH, CONFIGS / "single_gpu_compiled.yaml", script], flags, {}),
-        "this script, CUDA graphs": (
-            [sys.executable, script],
-            flags,
-            dynamo | {"ACCELERATE_DYNAMO_MODE": "reduce-overhead"},
-        ),
+        "run_glue.py, best flags": plain.get("run_glue.py, best flags"),
+        "this script, single_gpu_compiled.yaml": (config, flags, {}),
+        "this script, CUDA graphs": dynamo(graphs),
+        "this script, compiled by layers, any length": dynamo(any_length),
+        "run_glue.py, as shipped": plain.get("run_glue.py, as shipped"),
     }
-    ways |= {name: way for name, way in plain.items() if name not in ways}
     return {name: way for name, way in ways.items() if way}
 
 
@@ -262,19 +271,23 @@ def speed(args: argparse.Namespace, folder: Path, until: float, gpu: bool) -> It
     glue = make_mnli(folder / "speed_glue", args.steps * BATCH, SHAPES[args.shape][0] - 100)
     (folder / "speed").mkdir()
     stand_ins(folder / "speed", glue, args.metric)
-    peak, why = attempt(lambda end: ask_inside(end, "peak"), until, 60)
+    peak, _, why = attempt(lambda end: ask_inside(end, "peak"), until, 60)
     yield {"script": "a product of matrices", "TFLOP/s": peak / 1e12 if peak else "", "note": why}
     shape, ours = linear_weights(model), 0.0
-    ways = fast_ways(peers(args, model, glue, "bf16", gpu))
-    if args.few:
-        ways = {name: way for name, way in ways.items() if not name.endswith((".yaml", "layers"))}
-    for name, (command, flags, environment) in ways.items():
-        row: Row = {"script": name}
-        if name.endswith("graphs") and not gpu:
-            yield row | {"note": "no CUDA device"}
+    for name, (command, flags, environment) in fast_ways(peers(args, model, glue, "bf16", gpu)).items():
+        if args.few and "compiled" in name:
             continue
-        its = environment | {"ACCELERATE_MIXED_PRECISION": "bf16"}
-        seen, row["note"] = attempt(lambda end: probed(command, flags, folder / "speed", end, **its), until, 100)
+        if name == "this script, compiled by layers":
+            yield from whole_runs(args, folder, until)  # before what takes minutes to compile
+
+        def probe(end: float) -> Row:
+            if name.endswith("graphs") and not gpu:
+                raise Untried("no CUDA device")
+            its = environment | {"ACCELERATE_MIXED_PRECISION": "bf16"}
+            return probed(command, flags, folder / "speed", end, **its)
+
+        seen, _, why = attempt(probe, until, 150)
+        row: Row = {"script": name, "note": why}
         if seen:
             found = figures(seen, shape, peak or float("inf"), warm_up=max(len(seen["steps"]) // 2, 1))
             pace = found["examples/s, step"]
@@ -285,7 +298,6 @@ def speed(args: argparse.Namespace, folder: Path, until: float, gpu: bool) -> It
             row |= {"of peak": found["of peak"] if peak else ""}
             row |= {"MNLI, 3 epochs": str(timedelta(seconds=round(MNLI_STEPS * BATCH / pace)))}
         yield row
-    yield from whole_runs(args, folder, until)
     if not args.peer:
         yield {"script": "Hugging Face's", "note": "left out: no --peer"}
 
@@ -303,12 +315,11 @@ def whole_runs(args: argparse.Namespace, folder: Path, until: float) -> Iterator
     if args.peer:
         scripts["MRPC, run_glue_no_trainer.py"] = args.peer / "run_glue_no_trainer.py", flags
     for name, (script, its) in scripts.items():
-        bf16 = {"ACCELERATE_MIXED_PRECISION": "bf16"}
-        seen, why = attempt(
-            lambda end: probed([sys.executable, script], its, folder / "mrpc", end, **bf16),
-            until,
-            60,
-        )
+
+        def probe(end: float) -> Row:
+            return probed([sys.executable, script], its, folder / "mrpc", end, ACCELERATE_MIXED_PRECISION="bf16")
+
+        seen, _, why = attempt(probe, until, 60)
         row: Row = {"script": name, "note": why}
         if seen:
             steps = seen["steps"]
