@@ -32,14 +32,14 @@ def prepare(settings: dict[str, Any]) -> None:
         torch.amp.GradScaler.__init__ = functools.partialmethod(start, init_scale=settings["scale"])
     if "memory" in settings:
         torch.cuda.set_per_process_memory_fraction(settings["memory"] / torch.cuda.mem_get_info()[1])
-    plain = AcceleratedOptimizer.step
+    plain, kill = AcceleratedOptimizer.step, settings.get("kill")
 
     def step(self: AcceleratedOptimizer, *args: Any, **options: Any) -> None:
         plain(self, *args, **options)
         if self.gradient_state.sync_gradients:
             seen["skipped" if self.step_was_skipped else "steps"] += 1
-            if seen["steps"] == settings.get("kill", [0])[0]:
-                os.kill(os.getpid(), settings["kill"][1])
+            if kill and seen["steps"] == kill[0]:
+                os.kill(os.getpid(), kill[1])
 
     AcceleratedOptimizer.step = step
 
