@@ -58,9 +58,8 @@ def watch() -> None:
         seen["fetches"].append((time.time() - BEGAN, time.perf_counter() - begun))
         return batch
 
-    @torch.compiler.disable(recursive=False)  # what is inside is compiled as it is without the probe
     def forward(self: torch.nn.Module, *args: Any, **options: Any) -> Any:
-        if not type(self).__name__.endswith("ForSequenceClassification"):
+        if not type(getattr(self, "_orig_mod", self)).__name__.endswith("ForSequenceClassification"):
             return plain(self, *args, **options)
         if self.training:
             seen["forwards"].append((options["input_ids"].numel(), options["attention_mask"].sum(1)))
@@ -73,13 +72,21 @@ def watch() -> None:
         return result
 
     model = transformers.PreTrainedModel
-    plain = model.__call__
+    # of a model that is compiled as a whole: from outside, or the compiler would see the probe
+    called = torch._dynamo.OptimizedModule if compiled_whole() else model
+    plain = called.__call__
     fetcher = torch.utils.data._utils.fetch._MapDatasetFetcher
     plain_fetch, fetcher.fetch = fetcher.fetch, fetch
-    model.__call__ = forward
+    called.__call__ = forward
     model.save_pretrained = timed("saving", model.save_pretrained)
     datasets.Dataset.map = timed("tokenization", datasets.Dataset.map)
     register_optimizer_step_post_hook(step_ended)
+
+
+def compiled_whole() -> bool:
+    by_accelerate = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no"
+    by_layers = os.environ.get("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "false").lower() == "true"
+    return "--torch_compile" in sys.argv or (by_accelerate and not by_layers)
 
 
 def main() -> None:
