@@ -25,6 +25,7 @@ BEGAN = psutil.Process().create_time()
 seen: dict[str, Any] = {"steps": [], "forwards": [], "fetches": []}
 seen |= {"tokenization": 0.0, "evaluation": 0.0, "saving": 0.0}
 events: list[Any] = []  # one of the GPU's for each step
+loaders: list[Any] = []  # that batches were taken from
 
 
 def timed(name: str, function: Callable) -> Callable:
@@ -52,6 +53,10 @@ def watch() -> None:
             events[-1].record()
         seen["steps"].append(time.time() - BEGAN)
 
+    def iterate(self: torch.utils.data.DataLoader) -> Any:
+        loaders.append(self)
+        return plain_iterate(self)
+
     def fetch(self: Any, rows: list[int]) -> Any:
         begun = time.perf_counter()
         batch = plain_fetch(self, rows)
@@ -60,6 +65,8 @@ def watch() -> None:
 
     def forward(self: torch.nn.Module, *args: Any, **options: Any) -> Any:
         if not type(getattr(self, "_orig_mod", self)).__name__.endswith("ForSequenceClassification"):
+            return plain(self, *args, **options)
+        if self.training and not loaders:  # rows that are only tried, for whether they fit the memory
             return plain(self, *args, **options)
         if self.training:
             seen["forwards"].append((options["input_ids"].numel(), options["attention_mask"].sum(1)))
@@ -77,6 +84,8 @@ def watch() -> None:
     plain = called.__call__
     fetcher = torch.utils.data._utils.fetch._MapDatasetFetcher
     plain_fetch, fetcher.fetch = fetcher.fetch, fetch
+    loader = torch.utils.data.DataLoader
+    plain_iterate, loader.__iter__ = loader.__iter__, iterate
     called.__call__ = forward
     model.save_pretrained = timed("saving", model.save_pretrained)
     datasets.Dataset.map = timed("tokenization", datasets.Dataset.map)
