@@ -3,8 +3,9 @@
     python benchmarks/probe.py OUT.json SCRIPT [the script's flags]
 
 OUT.json: seconds since the process began (`steps`, one per optimizer step), rows, tokens, real tokens and the sum of
-squared lengths of each training forward, seconds of tokenization, evaluation and saving, peak memory in bytes. Of
-several processes, each writes its own: OUT.json.0, OUT.json.1 ...
+squared lengths of each training forward, seconds of tokenization, evaluation and saving, when each batch was there
+and what it took to fetch and pad it (`fetches`), peak memory in bytes. On a GPU a step ends when the device has done
+it, which is learned without waiting for it. Of several processes, each writes its own: OUT.json.0, OUT.json.1 ...
 """
 
 import functools
@@ -21,7 +22,10 @@ from typing import Any
 import psutil
 
 BEGAN = psutil.Process().create_time()
-seen: dict[str, Any] = {"steps": [], "forwards": [], "tokenization": 0.0, "evaluation": 0.0, "saving": 0.0}
+seen: dict[str, Any] = {"steps": [], "forwards": [], "fetches": []}
+seen |= {"tokenization": 0.0, "evaluation": 0.0, "saving": 0.0}
+events: list[Any] = []  # one of the GPU's for each step
+loaders: list[Any] = []  # that batches were taken from
 
 
 def timed(name: str, function: Callable) -> Callable:
@@ -43,11 +47,26 @@ def watch() -> None:
 
     def step_ended(*_: Any) -> None:
         if torch.cuda.is_available():
-            torch.cuda.synchronize()
+            if not events:
+                torch.cuda.synchronize()
+            events.append(torch.cuda.Event(enable_timing=True))
+            events[-1].record()
         seen["steps"].append(time.time() - BEGAN)
 
+    def iterate(self: torch.utils.data.DataLoader) -> Any:
+        loaders.append(self)
+        return plain_iterate(self)
+
+    def fetch(self: Any, rows: list[int]) -> Any:
+        begun = time.perf_counter()
+        batch = plain_fetch(self, rows)
+        seen["fetches"].append((time.time() - BEGAN, time.perf_counter() - begun))
+        return batch
+
     def forward(self: torch.nn.Module, *args: Any, **options: Any) -> Any:
-        if not type(self).__name__.endswith("ForSequenceClassification"):
+        if not type(getattr(self, "_orig_mod", self)).__name__.endswith("ForSequenceClassification"):
+            return plain(self, *args, **options)
+        if self.training and not loaders:  # rows that are only tried, for whether they fit the memory
             return plain(self, *args, **options)
         if self.training:
             seen["forwards"].append((options["input_ids"].numel(), options["attention_mask"].sum(1)))
@@ -60,11 +79,23 @@ def watch() -> None:
         return result
 
     model = transformers.PreTrainedModel
-    plain = model.__call__
-    model.__call__ = forward
+    # of a model that is compiled as a whole: from outside, or the compiler would see the probe
+    called = torch._dynamo.OptimizedModule if compiled_whole() else model
+    plain = called.__call__
+    fetcher = torch.utils.data._utils.fetch._MapDatasetFetcher
+    plain_fetch, fetcher.fetch = fetcher.fetch, fetch
+    loader = torch.utils.data.DataLoader
+    plain_iterate, loader.__iter__ = loader.__iter__, iterate
+    called.__call__ = forward
     model.save_pretrained = timed("saving", model.save_pretrained)
     datasets.Dataset.map = timed("tokenization", datasets.Dataset.map)
     register_optimizer_step_post_hook(step_ended)
+
+
+def compiled_whole() -> bool:
+    by_accelerate = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no"
+    by_layers = os.environ.get("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "false").lower() == "true"
+    return "--torch_compile" in sys.argv or (by_accelerate and not by_layers)
 
 
 def main() -> None:
@@ -81,6 +112,8 @@ def main() -> None:
         seen["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if torch.cuda.is_available():
             seen["peak_memory"] = torch.cuda.max_memory_allocated()
+            torch.cuda.synchronize()
+            seen["steps"] = [seen["steps"][0] + events[0].elapsed_time(event) / 1000 for event in events]
         lengths = [mask.tolist() for _, mask in seen["forwards"]]
         seen["forwards"] = [
             {"rows": len(rows), "tokens": tokens, "real": sum(rows), "squares": sum(n * n for n in rows)}

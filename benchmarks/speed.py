@@ -83,8 +83,8 @@ def contenders(args: argparse.Namespace, precision: str, gpu: bool) -> dict[str,
     return scripts
 
 
-def matrix_peak(precision: str) -> float:
-    """FLOP/s of a matrix product of 2048 x 2048 matrices, the best of six tries."""
+def matrix_peak(precision: str, size: int = 2048) -> float:
+    """FLOP/s of a product of two square matrices of this size, the best of six tries."""
     import torch
 
     import run_glue_no_trainer
@@ -93,7 +93,7 @@ def matrix_peak(precision: str) -> float:
     if device == "cpu":
         run_glue_no_trainer.tune_cpu()  # the faster of the libraries that multiply
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    a = torch.randn(2048, 2048, device=device, dtype=dtype)
+    a = torch.randn(size, size, device=device, dtype=dtype)
     best = 0.0
     for _ in range(6):
         begun = time.perf_counter()
@@ -101,7 +101,7 @@ def matrix_peak(precision: str) -> float:
             a @ a
         if device == "cuda":
             torch.cuda.synchronize()
-        best = max(best, 10 * 2 * 2048**3 / (time.perf_counter() - begun))
+        best = max(best, 10 * 2 * size**3 / (time.perf_counter() - begun))
     return best
 
 
@@ -144,12 +144,12 @@ def measure(
         return json.loads(out.read_text()) | {"checkpoint": sum(file.stat().st_size for file in saved)}
 
 
-def figures(seen: dict[str, Any], shape: tuple[int, int, int], peak: float) -> dict[str, float]:
-    """What the table shows of one run; the first three steps warm up and are not in the step's figures."""
+def figures(seen: dict[str, Any], shape: tuple[int, int, int], peak: float, warm_up: int = 3) -> dict[str, float]:
+    """What the table shows of one run; the first steps warm up and are not in the step's figures."""
     weights, layers, hidden = shape
     steps, forwards = seen["steps"], seen["forwards"]
-    late = forwards[-(len(steps) - 3) * len(forwards) // len(steps) :] if len(steps) > 3 else forwards
-    seconds = steps[-1] - steps[2] if len(steps) > 3 else steps[-1]
+    late = forwards[-(len(steps) - warm_up) * len(forwards) // len(steps) :] if len(steps) > warm_up else forwards
+    seconds = steps[-1] - steps[warm_up - 1] if len(steps) > warm_up else steps[-1]
     flop = sum(6 * weights * f["real"] + 12 * layers * hidden * f["squares"] for f in late)
     return {
         "examples/s, whole": sum(f["rows"] for f in forwards) / seen["whole"],

@@ -126,3 +126,27 @@ def test_what_a_batch_is_padded_to(tiny_model: Path, precision: str, max_length:
     batch = collate([{"input_ids": tokenizer(text)["input_ids"]} for text in ("good bad fine", "good")])
     assert batch["input_ids"].shape == (2, length)
     assert batch["attention_mask"].sum(1).tolist() == [5, 3]
+
+
+@pytest.mark.parametrize("kind", ["right", "left", "other ids", "no mask"])
+@pytest.mark.parametrize("labels", [[0, 2, 1], [0.5, 2.0, -1.0], [[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]], None])
+def test_a_batch_is_that_of_the_tokenizers_own_pad(tiny_model: Path, kind: str, labels: list | None) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    if kind == "other ids":  # XLNet's, on the left and with a type of their own
+        tokenizer.padding_side, tokenizer.pad_token, tokenizer._pad_token_type_id = "left", "[MASK]", 3
+        assert tokenizer.pad_token_type_id == 3
+    elif kind == "left":
+        tokenizer.padding_side = "left"
+    elif kind == "no mask":
+        tokenizer.model_input_names = ["input_ids", "token_type_ids"]
+    no_compiler = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
+    collate = make_collate(tokenizer, SimpleNamespace(mixed_precision="no", state=no_compiler), None)
+    pairs = [("good bad", "fine"), ("nice " * 9, "poor " * 8), ("dull", "")]
+    for names in (["input_ids"], ["input_ids", "token_type_ids"]):
+        rows = [{name: tokenizer(*pair)[name] for name in names} | {"row": i} for i, pair in enumerate(pairs)]
+        rows = [row | ({"labels": labels[i]} if labels else {}) for i, row in enumerate(rows)]
+        ours, theirs = collate(rows), tokenizer.pad(rows, pad_to_multiple_of=8, return_tensors="pt")
+        assert ours.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            assert ours[name].dtype == tensor.dtype
+            assert ours[name].tolist() == tensor.tolist(), name

@@ -2,18 +2,24 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from conftest import ROOT, sentences
 from datasets import ClassLabel, Dataset, Features, Value
+from transformers import AutoTokenizer
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import glue_table
+import gpu
 import speed
+import works
 
 
 def benchmark(name: str, *flags: object) -> str:
@@ -82,6 +88,65 @@ def test_the_benchmark_of_speed(tiny_model: Path, small_glue: Path, tmp_path: Pa
     assert 0 <= row["padding"] < 0.5
     assert row["whole s"] > row["start s"] + row["tokenize s"]
     assert row["examples/s, step"] > row["examples/s, whole"] == pytest.approx(5 * 8 / row["whole s"])
+
+
+def test_the_steps_that_warm_up_are_as_many_as_one_says() -> None:
+    short = {"rows": 2, "tokens": 8, "real": 4, "squares": 10}
+    seen: dict[str, Any] = {"steps": [10.0, 12.0, 12.5, 13.0], "forwards": [short] * 4, "whole": 20.0}
+    seen |= {"peak_memory": 5e6, "tokenization": 1.0, "evaluation": 2.0, "saving": 3.0}
+    assert speed.figures(seen, (100, 2, 8), 1e6, warm_up=2)["examples/s, step"] == 4 / 1.0
+    assert speed.figures(seen, (100, 2, 8), 1e6, warm_up=1)["examples/s, step"] == 6 / 3.0
+
+
+def test_a_case_that_fails_is_a_row() -> None:
+    later = time.monotonic() + 60
+
+    def fails(_until: float) -> None:
+        raise KeyError("loss")
+
+    def gives_no_end(until: float) -> None:
+        works.run(["sleep", "60"], min(until, time.monotonic() + 0.2))
+
+    assert gpu.attempt(lambda until: until > time.monotonic(), later, 30) == (True, "yes", "")
+    assert gpu.attempt(fails, later, 30) == (None, "no", "KeyError: 'loss'")
+    assert gpu.attempt(gives_no_end, later, 30) == (None, "no", "was not done after 0 s")
+    assert gpu.attempt(fails, time.monotonic() + 1, 30) == (None, "untried", "no time was left")
+    command = [sys.executable, "-c", "import sys; print('ready'); sys.exit('ValueError: seven')"]
+    assert gpu.attempt(lambda until: works.run(command, until), later, 30)[1:] == (
+        "no",
+        "exit code 1: ValueError: seven",
+    )
+
+
+def test_every_edit_is_a_case_and_a_shape_is_what_it_says(tmp_path: Path) -> None:
+    edits = {f"edit: {patch.stem}" for patch in (ROOT / "examples" / "edits").glob("*.patch")}
+    assert {name for name in works.cases(few=False) if name.startswith("edit: ")} == edits
+    gpu.make_model(tmp_path / "model", "tiny")
+    assert speed.linear_weights(str(tmp_path / "model")) == (2 * (4 * 32**2 + 2 * 32 * 64), 2, 32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    data = datasets.load_dataset(gpu.make_mnli(tmp_path / "glue", 4000, 900), "mnli", cache_dir=str(tmp_path / "c"))
+    rows = data["train"][:]
+    lengths = [len(ids) for ids in tokenizer(rows["premise"], rows["hypothesis"])["input_ids"]]
+    assert sum(lengths) / len(lengths) == pytest.approx(39, abs=1)
+    assert max(lengths) <= 128
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_one_gpu() -> None:
+    """Here with whatever device there is: the cases that work anywhere do."""
+    printed = benchmark("gpu.py", "--few", "--shape", "tiny", "--steps", 6, "--jobs", 2, "--minutes", 4)
+    tables = {part: cells(rows) for part, rows in re.findall(r"## (\w+)\n\n((?:\|.+\n)+)", printed)}
+    assert list(tables) == ["works", "host", "speed"]
+    seen = {row["case"]: row for row in tables["works"]}
+    assert {row["works"] for name, row in seen.items() if name != "fp16"} == {"yes"}, printed
+    assert seen["edit: label_smoothing"]["what was seen"].startswith("3 steps, last loss ")
+    alone, ours, peer = tables["host"]
+    assert 0 < float(ours["fetching and padding"]) < float(ours["ms a step"])
+    assert peer["note"] == "left out: no --peer"
+    row = next(row for row in tables["speed"] if row["script"] == "this script")
+    assert float(row["ratio"]) == 1
+    assert 0 < float(row["padding"]) < 0.5
+    assert re.fullmatch(r"(\d+ days?, )?\d+:\d\d:\d\d", row["MNLI, 3 epochs"])
 
 
 @pytest.mark.slow

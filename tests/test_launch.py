@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -340,6 +341,29 @@ def test_a_compiled_model_is_padded_to_few_lengths_and_saved_like_any_other(
     same = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)[1]
     assert not same["missing_keys"]
     assert not same["unexpected_keys"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize(("accumulation", "by_layers"), [(1, False), (2, True)])
+def test_a_compiled_model_has_the_losses_of_the_plain_one(
+    run: Callable, tiny_model: Path, own_files: list, tmp_path: Path, accumulation: int, by_layers: bool
+) -> None:
+    model = without_dropout(tiny_model, tmp_path / "model")
+    flags = [*own_files, "--model_name_or_path", model, "--max_train_steps", 4, "--learning_rate", 1e-2]
+    flags += ["--per_device_train_batch_size", 8 // accumulation, "--gradient_accumulation_steps", accumulation]
+    flags += ["--pad_to_max_length", "--max_length", 16, "--max_eval_samples", 8, "--logging_steps", 1]
+    run(*flags, "--output_dir", tmp_path / "plain")
+    dynamo = {"BACKEND": "INDUCTOR", "USE_DYNAMIC": "false", "USE_REGIONAL_COMPILATION": str(by_layers)}
+    environment = {f"ACCELERATE_DYNAMO_{name}": value for name, value in dynamo.items()}
+    ended = launch(*flags, "--output_dir", tmp_path / "compiled", env=environment | {"TORCH_LOGS": "recompiles"})
+    assert ended.returncode == 0, ended.stderr
+    assert "Recompiling" in ended.stderr, "for the evaluation, or nothing was compiled"
+    losses = [
+        [line["loss"] for line in log_lines(tmp_path / name) if "loss" in line] for name in ("plain", "compiled")
+    ]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert losses[0][-1] != losses[0][0]
 
 
 @pytest.mark.slow
