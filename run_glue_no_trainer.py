@@ -54,31 +54,29 @@ from no_trainer.arguments import AMOUNT, COUNT, POSITIVE, SWITCH, Parser, before
 def build_parser() -> Parser:
     """All flags. One of your own is one line: add("--name", type=AMOUNT, default=0.1, help="...")."""
     parser = Parser("Fine-tune a sequence-classification model on a GLUE task or on your own files.")
-    parser.model.add_argument("--model_name_or_path", metavar="MODEL", help="a hub id or a local folder (required)")
+    parser.model.add_argument("--model_name_or_path", metavar="MODEL", help="hub id or local folder (required)")
     add = parser.training.add_argument
-    add("--per_device_train_batch_size", type=POSITIVE, default=8, metavar="N", help="rows of one device at a time")
-    add("--per_device_eval_batch_size", type=POSITIVE, default=8, metavar="N", help="the same in evaluation")
-    add("--gradient_accumulation_steps", type=POSITIVE, default=1, metavar="N", help="batches that make one step")
-    add("--num_train_epochs", type=COUNT, default=3, metavar="N", help="passes over the data; 0 evaluates only")
-    add("--max_train_steps", type=POSITIVE, metavar="N", help="stop after N optimizer steps; wins over the epochs")
-    add("--max_length", type=number(int, 4), metavar="N", help="cut longer texts at N tokens (default: 128)")
-    add("--pad_to_max_length", **SWITCH, help="pad every text to --max_length instead of to its batch's longest")
-    add("--no_group_by_length", **SWITCH, help="draw batches at random instead of from texts of like length")
-    add("--learning_rate", type=AMOUNT, default=5e-5, metavar="LR", help="peak of the schedule, for AdamW")
-    add("--weight_decay", type=AMOUNT, default=0.0, metavar="X", help="not for biases and normalisation layers")
-    add("--max_grad_norm", type=AMOUNT, default=1.0, metavar="X", help="clip gradients to this norm; 0: never")
+    add("--per_device_train_batch_size", type=POSITIVE, default=8, help="rows per device and forward pass")
+    add("--per_device_eval_batch_size", type=POSITIVE, default=8, help="the same in evaluation")
+    add("--gradient_accumulation_steps", type=POSITIVE, default=1, help="batches per optimizer step")
+    add("--num_train_epochs", type=COUNT, default=3, help="passes over the data; 0 evaluates only")
+    add("--max_train_steps", type=POSITIVE, help="stop after N optimizer steps, not after epochs")
+    add("--max_length", type=number(int, 4), help="cut longer texts at N tokens (default: 128)")
+    add("--pad_to_max_length", **SWITCH, help="pad every text to --max_length")
+    add("--no_group_by_length", **SWITCH, help="do not batch texts of similar length together")
+    add("--learning_rate", type=AMOUNT, default=5e-5, help="peak of the schedule, for AdamW")
+    add("--weight_decay", type=AMOUNT, default=0.0, help="not for biases and normalisation layers")
+    add("--max_grad_norm", type=AMOUNT, default=1.0, help="clip gradients to this norm; 0: do not clip")
     schedules = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
-    add("--lr_scheduler_type", choices=schedules, default="linear", help="shape of the schedule of the learning rate")
+    add("--lr_scheduler_type", choices=schedules, default="linear", help="shape of the learning-rate schedule")
     one_of = parser.training.add_mutually_exclusive_group().add_argument
-    one_of("--num_warmup_steps", type=COUNT, metavar="N", help="steps of warm-up, over which it rises from 0")
-    one_of(
-        "--warmup_ratio", type=number(float, 0, 1), default=0.1, metavar="X", help="the same as a share of all steps"
-    )
-    add("--load_best_model_at_end", **SWITCH, help="save the model of the best evaluation, not of the last")
+    one_of("--num_warmup_steps", type=COUNT, help="warm-up steps, in which it rises from 0")
+    one_of("--warmup_ratio", type=number(float, 0, 1), default=0.1, help="the same as a share of all steps")
+    add("--load_best_model_at_end", **SWITCH, help="save the best model, not the last")
     add("--metric_for_best_model", metavar="NAME", help="loss or a metric (default: the task's first)")
-    add("--early_stopping_patience", type=POSITIVE, metavar="N", help="stop after N evaluations that are not better")
+    add("--early_stopping_patience", type=POSITIVE, help="stop after N evaluations without improvement")
     add("--mixed_precision", choices=["no", "fp16", "bf16", "fp8"], help="(default: what `accelerate config` says)")
-    add("--seed", type=number(int, 0, 2**31), default=42, metavar="N", help="seed of head, data order and dropout")
+    add("--seed", type=number(int, 0, 2**31), default=42, help="seed of head, data order and dropout")
     return parser
 
 

@@ -64,6 +64,7 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], fl
             raise argparse.ArgumentTypeError(f"must be at least {low:g}{most}, not {text}")
         return value
 
+    parse.metavar = "N" if kind is int else "X"  # in --help
     return parse
 
 
@@ -86,6 +87,9 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34, width=100)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return getattr(action.type, "metavar", action.dest.upper())
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return super()._get_help_string(action) if action.default not in (None, False) else action.help
