@@ -48,7 +48,7 @@ if not importlib.util.find_spec("no_trainer"):
 
 from no_trainer.arguments import AMOUNT, COUNT, POSITIVE, SWITCH, Parser, before_imports, number, read_arguments
 
-# --- Flags: those that the training reads. no_trainer/arguments.py has those of data, output and the hub.
+# --- Flags that the training reads. The others are in no_trainer/arguments.py.
 
 
 def build_parser() -> Parser:
@@ -67,7 +67,8 @@ def build_parser() -> Parser:
     add("--learning_rate", type=AMOUNT, default=5e-5, help="peak of the schedule, for AdamW")
     add("--weight_decay", type=AMOUNT, default=0.0, help="not for biases and normalisation layers")
     add("--max_grad_norm", type=AMOUNT, default=1.0, help="clip gradients to this norm; 0: do not clip")
-    schedules = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
+    schedules = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant"]
+    schedules += ["constant_with_warmup"]
     add("--lr_scheduler_type", choices=schedules, default="linear", help="shape of the learning-rate schedule")
     one_of = parser.training.add_mutually_exclusive_group().add_argument
     one_of("--num_warmup_steps", type=COUNT, help="warm-up steps, in which it rises from 0")
@@ -85,7 +86,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    ARGS = before_imports(parse_args)  # so that --help and mistakes need not wait seconds for the imports below
+    ARGS = before_imports(parse_args)  # --help and mistakes need not wait for the imports below
 
 import numpy as np
 import torch
@@ -97,10 +98,10 @@ from transformers import PreTrainedModel as Model
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from no_trainer.batches import GlobalBatchSampler, make_collate, make_eval_loaders, make_loader, tokenize
-from no_trainer.checkpoints import fixed_settings, leave, open_run, save_checkpoint
+from no_trainer.checkpoints import fixed_settings, leave, open_run, save_checkpoint, steps_between_checkpoints
 from no_trainer.classes import in_models_order
 from no_trainer.evaluation import Predictions, agree, predict, score_line
-from no_trainer.glue import NUMBER, SEVERAL, Task, is_test, suffix
+from no_trainer.glue import NUMBER, SEVERAL, Task, suffix
 from no_trainer.labels import numbers
 from no_trainer.launch import hardware, one_first, progress_bar, say, start_accelerator, tune_cpu
 from no_trainer.memory import fit_batches
@@ -110,7 +111,7 @@ from no_trainer.results import finish, save_results, share_model, tell_mistakes,
 from no_trainer.review import review
 from no_trainer.run import Run, log, log_losses, out_of_patience, plan_schedule, read_losses
 from no_trainer.signals import guarded
-from no_trainer.tasks import load_data
+from no_trainer.tasks import by_purpose, load_data
 from no_trainer.tokens import check_tokens, fit_tokenizer, load_tokenizer
 from no_trainer.weights import load_best, note_best
 
@@ -118,35 +119,39 @@ from no_trainer.weights import load_best, note_best
 
 
 def make_encode(tokenizer: Tokenizer, task: Task) -> Callable[[dict[str, list]], dict[str, list]]:
-    """A function from rows, the text columns and `label` by name, to the model's inputs and `labels`.
+    """Returns `encode(rows)`, from lists of the text columns and `label` to the model's inputs and `labels`.
 
-    Its result is cached: a change in here tokenizes anew.
+    The result is cached; if you change this function, everything is tokenized again.
     """
     class_ids = {value: index for index, value in enumerate(task.values or [])}
-    # the types of a tokenizer that has none but 0 need not be kept; the mask is made when a batch is padded
+    # token types only for pairs, and if the tokenizer uses them; the attention mask is made at padding
     typed = len(task.text_columns) == 2 and any(tokenizer("a", "b").get("token_type_ids", []))
-    options = {"max_length": task.max_length, "return_attention_mask": False, "return_token_type_ids": typed}
+    options: dict[str, Any] = {"max_length": task.max_length, "return_attention_mask": False}
+    options["return_token_type_ids"] = typed
 
     def encode(rows: dict[str, list]) -> dict[str, list]:
         texts = [rows[column] for column in task.text_columns]
         if len(texts) > 2:  # a tokenizer takes two
             texts = [[f" {task.separator} ".join(parts) for parts in zip(*texts, strict=True)]]
         inputs = dict(tokenizer(*texts, truncation=True, **options))
-        if "label" in rows and task.problem_type == SEVERAL:  # a vector of 0 and 1 for each row
-            inputs["labels"] = [[float(value in label) for value in class_ids] for label in rows["label"]]
-        elif "label" in rows:
-            inputs["labels"] = [class_ids[label] if class_ids else float(label) for label in rows["label"]]
+        if "label" in rows:
+            inputs["labels"] = [encode_label(label) for label in rows["label"]]
         return inputs
+
+    def encode_label(label: Any) -> int | float | list[float]:
+        if task.problem_type == SEVERAL:
+            return [float(value in label) for value in class_ids]
+        return class_ids[label] if class_ids else float(label)
 
     return encode
 
 
-# --- Model: the head, and what is decayed.
+# --- Model: the model with its head, and which weights are decayed.
 
 
 def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer, Task]:
-    """The model with a head for the task, its tokenizer, and the task as the model has it: its own order of classes,
-    and texts no longer than it can read.
+    """The model with a head for the task, its tokenizer, and the task with what depends on the model: the order of
+    the classes, and a max_length that the model can read.
     """
     config = from_pretrained(AutoConfig, args)
     task = in_models_order(task, config, new_head=args.ignore_mismatched_sizes)
@@ -156,21 +161,25 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer, 
         config.label2id = {label: index for index, label in enumerate(task.labels)}
     else:
         config.num_labels = 1
-    config.problem_type = task.problem_type  # which chooses the loss
+    config.problem_type = task.problem_type  # decides which loss `model(**batch).loss` is
     config.pad_token_id = tokenizer.pad_token_id
-    model, new = load_weights(args, config)
+    model, new = load_weights(args, config)  # new: the names of the weights that start at random
     for name, parameter in model.named_parameters():
         if task.labels is None and name in new and parameter.shape == (1,):
-            torch.nn.init.constant_(parameter, task.mean)  # the bias of a new head: no steps are spent on the offset
+            torch.nn.init.constant_(parameter, task.mean)  # a new regression head starts at the mean label
     separator = tokenizer.sep_token or tokenizer.eos_token or task.separator
     task = replace(task, max_length=fit_length(task.max_length, model), separator=separator)
-    # what evaluating and predicting with the saved model go by
-    model.config.glue_no_trainer = {"text_columns": task.text_columns, "max_length": task.max_length}
+    # read again when the saved model evaluates or predicts
+    model.config.glue_no_trainer = {
+        "text_columns": task.text_columns,
+        "label_column": task.label_column,
+        "max_length": task.max_length,
+    }
     return model, fit_tokenizer(tokenizer, model, task.max_length), task
 
 
 def parameter_groups(model: Model, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for AdamW: weight decay spares biases and the weights of normalisation layers."""
+    """Two groups for AdamW: no weight decay on biases and on the weights of normalisation layers."""
     spared = {
         id(parameter)
         for module in model.modules()
@@ -190,12 +199,13 @@ def parameter_groups(model: Model, weight_decay: float) -> list[dict[str, Any]]:
 @guarded
 def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     """Fine-tune, evaluate and save; returns what is written to all_results.json."""
-    args = args or parse_args(sys.argv[1:])  # `accelerate launch` on a TPU calls `main()` in every process
+    args = args or parse_args(sys.argv[1:])  # on a TPU `accelerate launch` calls `main()`
     accelerator = start_accelerator(args)
     if accelerator.device.type == "cpu":
         tune_cpu()
 
-    # Data and model. Seeded, so that each process draws the same new head
+    # Data and model. The seed makes each process draw the same new head. `one_first`: the first process of a machine
+    # fills the cache, the others read it
     set_seed(args.seed)
     splits, task = one_first(accelerator, lambda: load_data(args))
     model, tokenizer, task = load_model(args, task)
@@ -203,12 +213,10 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     data = one_first(accelerator, lambda: tokenize(splits, encode, tokenizer, task.max_length, workers))
     check_tokens(data, model, tokenizer)
     table = review(splits, data, task)
-    train_data = data.get("train", next(iter(data.values())).select([]))  # none, where a model is only to be used
-    eval_data = {name: split for name, split in data.items() if name != "train" and not is_test(name)}
-    test_data = {name: split for name, split in data.items() if is_test(name)}
+    train_data, eval_data, test_data = by_purpose(data)
     task = with_baseline(task, train_data, eval_data, args.metric_for_best_model)
 
-    # Steps. The size of the global batch is part of the training; how it is cut only has to fit the memory
+    # Steps. The size of the global batch is fixed; how it is split below may change to fit the memory
     batch_size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     global_batch = batch_size * accelerator.num_processes * accumulation
     lengths = None if args.no_group_by_length else np.minimum(numbers(train_data, "length"), task.max_length)
@@ -216,45 +224,48 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     max_steps = args.max_train_steps or args.num_train_epochs * sampler.steps_per_epoch
     num_epochs = math.ceil(max_steps / sampler.steps_per_epoch)
 
-    # Optimizer. The fused kernel would skip a step as the fp16 scaler tells it, and Accelerate would not know
+    # Optimizer. Not fused with the fp16 scaler: a fused AdamW skips steps itself, and Accelerate could not tell
     fused = accelerator.device.type != "xla" and accelerator.scaler is None
-    optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.learning_rate, fused=fused)
-    named = name_model(model)  # before any of its weights live elsewhere
-    # one length, too, where each new shape is compiled, or where padding changes the model's answer
+    groups = parameter_groups(model, args.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, fused=fused)
+    described = name_model(model)  # for the check of a checkpoint; `prepare` may shard the weights
+    # pad to max_length on TPU, where each new shape is compiled, and for models whose output depends on padding
     one_length = args.pad_to_max_length or accelerator.device.type == "xla" or reads_padding(model)
     model, optimizer = accelerator.prepare(model, optimizer)
-    final_model = model  # what is evaluated and saved; one that averages the weights would be another
+    final_model = model  # the model that is evaluated and saved; with EMA, the averaged one
 
-    # Loaders, of batches as large as they were asked for or, if that does not fit, smaller ones and more of them
+    # Data loaders. If a batch does not fit the memory, it is halved and accumulated twice as often
     collate = make_collate(tokenizer, accelerator, task.max_length if one_length else None)
-    sampler.batch_size, eval_size = fit_batches(args, accelerator, model, collate, train_data, eval_data | test_data)
+    fitting = fit_batches(args, accelerator, model, collate, train_data, eval_data | test_data)
+    sampler.batch_size, eval_batch_size = fitting
     accumulation = global_batch // (sampler.batch_size * accelerator.num_processes)
     accelerator.gradient_accumulation_steps = accumulation
     workers = args.dataloader_num_workers
     train_loader = make_loader(accelerator, train_data, collate, workers, batch_sampler=sampler)
-    eval_loaders = make_eval_loaders(accelerator, eval_data, collate, workers, eval_size)
-    test_loaders = make_eval_loaders(accelerator, test_data, collate, workers, eval_size)
+    eval_loaders = make_eval_loaders(accelerator, eval_data, collate, workers, eval_batch_size)
+    test_loaders = make_eval_loaders(accelerator, test_data, collate, workers, eval_batch_size)
 
-    # Schedule, of the optimizer that `prepare` gave back; itself not prepared, or it would move once for every process
+    # Schedule of the prepared optimizer. It is not prepared itself: a prepared one steps once per process
     warmup_steps, planned_steps = plan_schedule(args, max_steps)
     lr_scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, planned_steps)
     accelerator.register_for_checkpointing(lr_scheduler)
 
     # The run, from its start or from a checkpoint
-    set_seed(args.seed, device_specific=True)  # dropout differs from one process to the next
-    settings = fixed_settings(args, global_batch, warmup_steps, max_steps, train_data, eval_data, named)
+    set_seed(args.seed, device_specific=True)  # dropout differs between processes
+    settings = fixed_settings(args, global_batch, warmup_steps, max_steps, train_data, eval_data, described)
     run = open_run(args, accelerator, model, settings, sampler.steps_per_epoch, max_steps, table)
     progress = run.progress
-    checkpoint_steps = int(args.checkpointing_steps) if args.checkpointing_steps not in (None, "epoch") else 0
+    checkpoint_steps = steps_between_checkpoints(args)  # 0: none, or one after each epoch
     if progress.step < max_steps:
         say(f"training for {max_steps} steps of {global_batch} rows, on {hardware(accelerator)}")
     bar = progress_bar("Training", total=max_steps, initial=progress.step)
 
+    # The training loop. With --max_train_steps, steps that the fp16 scaler skips may take another epoch
     while progress.epoch < num_epochs or progress.step < (args.max_train_steps or 0):
         if out_of_patience(run, task):
             break
         model.train()
-        sampler.start(progress.epoch, progress.batch)
+        sampler.start(progress.epoch, progress.batch)  # after a resume, in the middle of an epoch
         run.start_clock()
         mean_loss = 0.0
         for batch in train_loader:
@@ -265,12 +276,14 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
                 mean_loss += loss.detach() / accumulation
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
+                    max_norm = args.max_grad_norm or math.inf
+                    grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
                 optimizer.step()
                 optimizer.zero_grad()
             if not accelerator.sync_gradients:
                 continue  # the global batch is not complete
 
+            # the loss stays on the device until the next log line, so that no step waits for it
             run.unread.append((optimizer.param_groups[0]["lr"], mean_loss, grad_norm))
             mean_loss, progress.batch = 0.0, progress.batch + 1
             if accelerator.optimizer_step_was_skipped:
@@ -286,7 +299,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
             if run.stop_signal():
                 leave(run, model)
 
-        read_losses(run)  # one that is not finite is told by its step
+        read_losses(run)  # stops the run if one is not finite, and names its step
         scores, predictions = evaluate_model(run, final_model, task, eval_loaders)
         progress.results = scores | run.position()
         progress.epoch, progress.batch = progress.epoch + 1, 0
@@ -299,7 +312,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
             share_model(run, final_model, tokenizer, task, f"Training in progress, epoch {progress.epoch}")
 
     bar.close()
-    if progress.results.get("step") != progress.step:  # --num_train_epochs 0, or a resume with nothing left to do
+    if progress.results.get("step") != progress.step:  # nothing was trained, or nothing was left to train
         scores, run.predictions = evaluate_model(run, final_model, task, eval_loaders)
         progress.results = scores | run.position()
     if args.load_best_model_at_end and progress.best:
@@ -322,9 +335,9 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
 def evaluate_model(
     run: Run, model: torch.nn.Module, task: Task, eval_loaders: dict[str, DataLoader]
 ) -> tuple[dict[str, Any], dict[str, Predictions]]:
-    """`eval_loss` and `eval_<metric>` of each validation split, known to every process, and the predictions.
+    """`eval_loss` and `eval_<metric>` of each validation split, on every process, and the predictions.
 
-    MNLI's second split ends in _mm. A score that is not a number goes to all_results.json alone.
+    MNLI's second split ends in _mm. Tables, such as the confusion matrix, go to all_results.json only.
     """
     results: dict[str, Any] = {}
     predictions: dict[str, Predictions] = {}
@@ -337,22 +350,24 @@ def evaluate_model(
 
 
 def judge(task: Task, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
-    """The task's metrics, the loss and each class's scores.
+    """The task's metrics, the loss and the scores of each class.
 
-    logits: [rows, classes]; labels: class ids or numbers, [rows], or for several classes 0 and 1, [rows, classes].
+    logits: [rows, classes]; labels: class ids or numbers, [rows], or 0 and 1 for each class, [rows, classes].
     """
     if task.problem_type == NUMBER:
         answers, loss = logits.squeeze(-1), F.mse_loss(logits.squeeze(-1), labels)
     elif task.problem_type == SEVERAL:
-        answers, loss = logits > 0, F.binary_cross_entropy_with_logits(logits, labels)  # a probability over 0.5
+        answers = logits > 0  # a probability over 0.5
+        loss = F.binary_cross_entropy_with_logits(logits, labels)
     else:
         answers, loss = logits.argmax(-1), F.cross_entropy(logits, labels)
     predicted, true = answers.numpy(), labels.numpy()
-    return compute_metrics(task, predicted, true) | {"loss": loss.item()} | score_classes(task, predicted, true)
+    scores = compute_metrics(task, predicted, true) | {"loss": loss.item()}
+    return scores | score_classes(task, predicted, true)
 
 
 def probabilities(task: Task, logits: torch.Tensor) -> torch.Tensor:
-    """Each class's, [rows, classes]; several classes are independent of each other."""
+    """[rows, classes]: a sigmoid where a row may have several classes, otherwise a softmax."""
     return logits.sigmoid() if task.problem_type == SEVERAL else logits.softmax(-1)
 
 

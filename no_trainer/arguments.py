@@ -134,7 +134,7 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
     add("--do_predict", **SWITCH, help="write the predictions for --test_file or the data set's test split")
     names = {"nargs": "+", "metavar": "A[,B]"}
     add("--text_column_names", **names, help="(default: those of the model, sentence1,sentence2, or a guess)")
-    add("--label_column_name", default="label", metavar="NAME", help="the column with the answers")
+    add("--label_column_name", metavar="NAME", help="column with the labels (default: that of the model, or label)")
     add("--do_regression", **SWITCH, help="whole numbers are numbers to predict, not classes")
     add("--max_train_samples", type=POSITIVE, metavar="N", help="train on the first N rows only")
     add("--max_eval_samples", type=POSITIVE, metavar="N", help="evaluate on the first N rows only")

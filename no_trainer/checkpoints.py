@@ -45,6 +45,11 @@ def fixed_settings(
     return flags | {"global_batch_size": global_batch, "schedule": schedule} | data | {"model": model}
 
 
+def steps_between_checkpoints(args: argparse.Namespace) -> int:
+    """The number in --checkpointing_steps; 0 if checkpoints are saved after each epoch, or none is."""
+    return int(args.checkpointing_steps) if args.checkpointing_steps not in (None, "epoch") else 0
+
+
 def name_schedule(args: argparse.Namespace, warmup_steps: int, max_steps: int) -> str:
     """All that decides the learning rate at a step; a constant one may go on for longer than was planned."""
     warmup = "" if args.lr_scheduler_type == "constant" else f", {warmup_steps} warm-up steps"

@@ -60,7 +60,7 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
         stop("--dataset_config_name is for a --dataset_name of your own: a GLUE task is its own configuration")
     if args.task_name == "ax" and (trains or not args.do_predict):
         stop("--task_name ax is a test set: give --num_train_epochs 0 --do_predict and a model of mnli")
-    if args.task_name and (args.text_column_names or args.label_column_name != "label" or args.do_regression):
+    if args.task_name and (args.text_column_names or args.label_column_name or args.do_regression):
         stop("--text_column_names, --label_column_name and --do_regression are for your own data: GLUE's are known")
     for flag, names in files.items():
         setattr(args, flag, [file for name in names for file in find_files(flag, name)])
@@ -72,8 +72,8 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
         args.text_column_names = [name.strip() for name in ",".join(args.text_column_names).split(",")]
         if len(set(args.text_column_names) - {""}) != len(args.text_column_names):
             stop(f"--text_column_names {','.join(args.text_column_names)}: takes columns as in a,b, each once")
-        if args.label_column_name in args.text_column_names:
-            stop(f"--text_column_names: {args.label_column_name} is the column of the labels")
+        if (args.label_column_name or "label") in args.text_column_names:
+            stop(f"--text_column_names: {args.label_column_name or 'label'} is the column of the labels")
     if args.checkpointing_steps not in (None, "epoch") and not re.fullmatch(r"[1-9]\d*", args.checkpointing_steps):
         stop(f"--checkpointing_steps {args.checkpointing_steps}: takes a number of steps, or epoch")
     if args.lr_scheduler_type == "polynomial" and trains and args.learning_rate <= 1e-7:
@@ -113,6 +113,7 @@ def remembers(memory: Any) -> bool:
     """Whether this is the memory of a trained model: {"text_columns": ["text"], "max_length": 128}."""
     columns = memory.get("text_columns") if isinstance(memory, dict) else None
     named = isinstance(columns, list) and all(isinstance(column, str) for column in columns)
+    named = named and isinstance(memory.get("label_column", "label"), str)
     return named and isinstance(memory.get("max_length"), int) and memory["max_length"] > 0
 
 

@@ -55,6 +55,7 @@ class Task:
     several: bool = False  # a row may have any number of the classes
     mean: float = 0.0  # of the training labels, in regression
     max_length: int = 128  # at which texts are cut, in tokens
+    label_column: str = "label"  # the name of column `label` in the data
     separator: str = "|"  # between the texts of more than two columns, which are read as one
     best_metric: str = "loss"  # that tells the best model, without `eval_`
     baseline: dict[str, float] = field(default_factory=dict)  # `baseline_<metric>`, what no model is needed for

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,11 @@ def load_data(args: argparse.Namespace, fold: int = 4, folds: int = 10) -> tuple
     Their columns are those of Task.text_columns, as text, and `label`, which what is to be predicted may lack. Where
     there is no validation data, it is fold number `fold` of `folds` that the training data is cut into.
     """
-    splits, memory, where = read_splits(args), remembered(args), partial(name_row, args)
-    for name, data in splits.items():
-        if not is_test(name):
-            check_columns(data, name, [args.label_column_name], args)
-    text_columns = choose_text_columns(args, next(iter(splits.values())), memory)
-    splits = {name: keep_columns(data, name, text_columns, args, where) for name, data in splits.items()}
+    memory, where = remembered(args), partial(name_row, args)
+    splits = read_splits(args, memory)
+    label = choose_label_column(args, splits, memory)
+    text_columns = choose_text_columns(args, next(iter(splits.values())), memory, label)
+    splits = {name: keep_columns(data, name, text_columns, label, args, where) for name, data in splits.items()}
     labelled = {name: check_labels(data, name, where) for name, data in splits.items() if not is_test(name)}
     if labelled and not args.task_name:
         if args.do_regression or len({str(data.features["label"]) for data in labelled.values()}) > 1:
@@ -42,6 +42,7 @@ def load_data(args: argparse.Namespace, fold: int = 4, folds: int = 10) -> tuple
         if not isinstance(next(iter(labelled.values())).features["label"], ClassLabel):
             labelled = type_labels(labelled, where, args.do_regression)
     task = find_task(labelled, text_columns, args, memory.get("max_length", 128), where)
+    task = replace(task, label_column=label)
     if labelled.keys() == {"train"}:
         labelled = hold_out(labelled["train"], fold, folds)
     tests = {name: keep_answers(data, name, task) for name, data in splits.items() if is_test(name)}
@@ -55,11 +56,19 @@ def load_data(args: argparse.Namespace, fold: int = 4, folds: int = 10) -> tuple
     return splits, task
 
 
-def read_splits(args: argparse.Namespace) -> dict[str, Dataset]:
+def by_purpose(data: dict[str, Dataset]) -> tuple[Dataset, dict[str, Dataset], dict[str, Dataset]]:
+    """The split to train on, without rows if nothing is trained, those to evaluate on and those to predict."""
+    train_data = data.get("train", next(iter(data.values())).select([]))
+    eval_data = {name: split for name, split in data.items() if name != "train" and not is_test(name)}
+    return train_data, eval_data, {name: split for name, split in data.items() if is_test(name)}
+
+
+def read_splits(args: argparse.Namespace, memory: dict[str, Any]) -> dict[str, Dataset]:
     """The splits that the flags ask for, as they were published or written."""
     if args.train_file or args.validation_file or args.test_file:
         named = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-        columns = [*args.text_column_names, args.label_column_name] if args.text_column_names else []
+        labels = [args.label_column_name or memory.get("label_column", "label"), "label"]
+        columns = [*args.text_column_names, *labels] if args.text_column_names else []
         return {name: read_files(files, columns) for name, files in named.items() if files}
     source = args.dataset_name or "nyu-mll/glue"
     splits = read_dataset(source, args.dataset_config_name or args.task_name)
@@ -97,7 +106,22 @@ def remembered(args: argparse.Namespace) -> dict[str, Any]:
     return getattr(from_pretrained(AutoConfig, args), MEMORY, None) or {}
 
 
-def choose_text_columns(args: argparse.Namespace, data: Dataset, memory: dict[str, Any]) -> list[str]:
+def choose_label_column(args: argparse.Namespace, splits: dict[str, Dataset], memory: dict[str, Any]) -> str:
+    """The column with the labels, which all splits but those to be predicted must have: that of the flag, the one that
+    the model was trained on, if it is there, or `label`."""
+    usual = [memory.get("label_column", "label"), "label"]
+    found = {name for data in splits.values() for name in data.column_names}
+    usual = [name for name in (usual[::-1] if trains(args) else usual) if name in found]
+    label = args.label_column_name or next(iter(usual), "label")
+    for name, data in splits.items():
+        if not is_test(name):
+            check_columns(data, name, [label], label, args)
+        elif args.label_column_name and label not in data.column_names:
+            say(f"warning: the {name} data has no column {label!r}: it is predicted, but not scored")
+    return label
+
+
+def choose_text_columns(args: argparse.Namespace, data: Dataset, memory: dict[str, Any], label: str) -> list[str]:
     """The columns to read: those of the task, of the flag, or that the model was trained on; else a guess."""
     if args.task_name:
         return GLUE["mnli" if args.task_name == "ax" else args.task_name]
@@ -111,26 +135,31 @@ def choose_text_columns(args: argparse.Namespace, data: Dataset, memory: dict[st
             f"{missing[0]!r}; its columns are {', '.join(data.column_names)}; --text_column_names says which to read "
             "instead"
         )
-    return find_text_columns(data, args.label_column_name)
+    return find_text_columns(data, label)
 
 
-def check_columns(data: Dataset, name: str, wanted: list[str], args: argparse.Namespace) -> None:
+def check_columns(data: Dataset, name: str, wanted: list[str], label: str, args: argparse.Namespace) -> None:
     """Whether a split has these columns."""
     if missing := [column for column in wanted if column not in data.column_names]:
-        flag = "label_column_name" if missing[0] == args.label_column_name else "text_column_names"
+        flag = "label_column_name" if missing[0] == label else "text_column_names"
         other = f"{suggestion(missing[0], data.column_names)}; --{flag} chooses another" * (not args.task_name)
         columns = ", ".join(data.column_names)
         stop(f"the {name} data has no column {missing[0]!r}; its columns are {columns}{other}")
 
 
 def keep_columns(
-    data: Dataset, name: str, text_columns: list[str], args: argparse.Namespace, where: Callable[[str, int], str]
+    data: Dataset,
+    name: str,
+    text_columns: list[str],
+    label: str,
+    args: argparse.Namespace,
+    where: Callable[[str, int], str],
 ) -> Dataset:
     """The text columns of a split, as text, and its column of labels, as `label`."""
-    wanted, label = list(text_columns), args.label_column_name
+    wanted = list(text_columns)
     if not is_test(name) or (label in data.column_names and not args.task_name):
         wanted.append(label)
-    check_columns(data, name, wanted, args)
+    check_columns(data, name, wanted, label, args)
     if len(data) == 0:
         stop(f"the {name} data has no rows")
     data = data.select_columns(wanted)

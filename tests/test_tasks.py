@@ -436,3 +436,21 @@ def test_more_than_two_columns_are_read_as_one_text(
         pytest.approx(float(first["probability"]), abs=1e-5),
     )
     assert "[SEP]" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_model_remembers_its_label_column(run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Evaluating and scoring need no --label_column_name again; a wrong one is told; new training takes `label`."""
+    rows = [(text, ("ham", "spam")[label]) for text, label in sentences(61)]
+    file = write_csv(tmp_path / "mail.csv", ["text", "team"], rows)
+    model = tmp_path / "model"
+    run("--train_file", file, "--label_column_name", "team", "--max_train_steps", 2, "--output_dir", model)
+    use = ["--model_name_or_path", model, "--num_train_epochs", 0]
+    predict = [*use, "--do_predict", "--test_file", file, "--output_dir", tmp_path / "out"]
+    assert "eval_accuracy" in run(*use, "--validation_file", file)
+    assert "test_accuracy" in run(*predict)
+    capsys.readouterr()
+    assert "test_accuracy" not in run(*predict, "--label_column_name", "taem")
+    assert "warning: the test data has no column 'taem': it is predicted, but not scored" in capsys.readouterr().out
+    other = write_csv(tmp_path / "other.csv", ["text", "team", "label"], [(*row, f"{row[1]}_new") for row in rows])
+    run("--model_name_or_path", model, "--train_file", other, "--max_train_steps", 1)
+    assert "ham_new" in capsys.readouterr().out
