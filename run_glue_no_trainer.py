@@ -67,8 +67,7 @@ def build_parser() -> Parser:
     add("--learning_rate", type=AMOUNT, default=5e-5, help="peak of the schedule, for AdamW")
     add("--weight_decay", type=AMOUNT, default=0.0, help="not for biases and normalisation layers")
     add("--max_grad_norm", type=AMOUNT, default=1.0, help="clip gradients to this norm; 0: do not clip")
-    schedules = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant"]
-    schedules += ["constant_with_warmup"]
+    schedules = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
     add("--lr_scheduler_type", choices=schedules, default="linear", help="shape of the learning-rate schedule")
     one_of = parser.training.add_mutually_exclusive_group().add_argument
     one_of("--num_warmup_steps", type=COUNT, help="warm-up steps, in which it rises from 0")
@@ -170,11 +169,8 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer, 
     separator = tokenizer.sep_token or tokenizer.eos_token or task.separator
     task = replace(task, max_length=fit_length(task.max_length, model), separator=separator)
     # read again when the saved model evaluates or predicts
-    model.config.glue_no_trainer = {
-        "text_columns": task.text_columns,
-        "label_column": task.label_column,
-        "max_length": task.max_length,
-    }
+    columns = {"text_columns": task.text_columns, "label_column": task.label_column}
+    model.config.glue_no_trainer = columns | {"max_length": task.max_length}
     return model, fit_tokenizer(tokenizer, model, task.max_length), task
 
 
@@ -204,8 +200,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     if accelerator.device.type == "cpu":
         tune_cpu()
 
-    # Data and model. The seed makes each process draw the same new head. `one_first`: the first process of a machine
-    # fills the cache, the others read it
+    # Data and model. One process of a machine fills the cache first; each draws the same new head
     set_seed(args.seed)
     splits, task = one_first(accelerator, lambda: load_data(args))
     model, tokenizer, task = load_model(args, task)
