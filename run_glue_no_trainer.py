@@ -67,7 +67,7 @@ def build_parser() -> Parser:
     add("--learning_rate", type=AMOUNT, default=5e-5, help="peak of the schedule, for AdamW")
     add("--weight_decay", type=AMOUNT, default=0.0, help="not for biases and normalisation layers")
     add("--max_grad_norm", type=AMOUNT, default=1.0, help="clip gradients to this norm; 0: do not clip")
-    schedules = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
+    schedules = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
     add("--lr_scheduler_type", choices=schedules, default="linear", help="shape of the learning-rate schedule")
     one_of = parser.training.add_mutually_exclusive_group().add_argument
     one_of("--num_warmup_steps", type=COUNT, help="warm-up steps, in which it rises from 0")
