@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, fresh_accelerate, sentences, write_csv
-from test_house import PAGES, commands
+from safetensors.torch import load_file
+from test_house import PAGES, blocks, commands
 
 import run_glue_no_trainer as script
 
@@ -23,7 +25,13 @@ COMMANDS = [
     for line in commands(page)
     if "no_trainer.py --" in line and "SLURM" not in line and "--output_dir /" not in line  # those are parsed alone
 ]
-ANSWERS = re.findall(r"^\| [^|]+ \| `(--[^`]+)`", text_of("docs/how-do-i.md"), re.MULTILINE)
+ANSWERS = re.findall(r"^\| ([^|]+) \| `(--[^`]+)`", text_of("docs/how-do-i.md"), re.MULTILINE)
+FILES = {  # what train.csv is in some answers
+    "say which columns to read": "qa.csv",
+    "read three columns as one text": "tickets.csv",
+    "predict a number instead of a class": "scores.csv",
+    "predict a number although the labels are whole": "stars.csv",
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +52,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, made_glue: 
     write_csv(folder / "stars.csv", ["text", "label"], [(text, 5 if y == "nice" else 1) for text, y in rows])
     write_csv(folder / "tickets.csv", ["title", "body", "shop", "label"], [(text, text, "a", y) for text, y in rows])
     several = [{"text": text, "label": [y, "short"] if len(text) < 20 else [y]} for text, y in rows]
-    (folder / "several.jsonl").write_text("\n".join(map(json.dumps, several)))
-    (folder / "shards").mkdir()
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, several)))
     for number in range(2):
-        lines = [json.dumps({"question": text, "answer": text, "verdict": y}) for text, y in rows]
-        (folder / "shards" / f"{number}.jsonl").write_text("\n".join(lines))
+        write_csv(folder / "data" / f"{number}.csv", ["text", "label"], rows)
     (folder / "stanfordnlp" / "imdb").mkdir(parents=True)
     for split in ("train", "test"):
         write_csv(folder / "stanfordnlp" / "imdb" / f"{split}.csv", ["text", "label"], rows)
@@ -82,15 +88,59 @@ def test_every_command_of_the_pages_runs(desk: Path, monkeypatch: pytest.MonkeyP
 
 def test_every_answer_runs(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(ANSWERS) >= 30
-    for number, flags in enumerate(ANSWERS):
+    assert set(FILES) <= {wanted for wanted, _ in ANSWERS}
+    for number, (wanted, flags) in enumerate(ANSWERS):
+        flags = flags.replace("train.csv", FILES.get(wanted, "train.csv"))
         model = "bert-base-cased"
         if "--num_train_epochs 0" in flags:
             model = "out/try0"  # what the first answer has trained
         base = f"--model_name_or_path {model} --output_dir out/try{number} "
         results = run_at(desk, base + flags, monkeypatch)
         assert results["step"] == (0 if "--num_train_epochs 0" in flags else 1), flags
-    predicted = [number for number, flags in enumerate(ANSWERS) if "--do_predict" in flags]
+        assert ("eval_mse" in results) == wanted.startswith("predict a number"), flags
+    predicted = [number for number, (_, flags) in enumerate(ANSWERS) if "--do_predict" in flags]
     assert all(list((desk / f"out/try{number}").rglob("*.[ct]sv")) for number in predicted)
+
+
+def test_the_notebooks_cell_runs(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cell,) = blocks("docs/how-do-i.md", "python")
+    monkeypatch.chdir(desk)
+    fresh_accelerate()
+    exec(cell.replace("--output_dir", "--max_train_steps 1 --max_length 16 --output_dir"), {})
+    assert (desk / "out" / "notebook" / "model.safetensors").exists()
+
+
+def edited(*changes: tuple[str, str]) -> str:
+    """The script with lines put in place of others, which are there once, indented as they are."""
+    text = text_of("run_glue_no_trainer.py")
+    for old, new in changes:
+        (indent,) = re.findall(rf"^( *){re.escape(old)}$", text, re.MULTILINE)
+        lines = "\n".join(indent + line for line in new.splitlines())
+        text = text.replace(f"{indent}{old}\n", f"{lines}\n")
+    return text
+
+
+def test_the_edits_by_hand_run(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another loss, a flag of one's own, and a part that is frozen: the weights of that part stay as they were."""
+    loss, flag, freezing = blocks("examples/edits/README.md", "python")
+    assert loss in text_of("README.md")
+    assert "model.get_input_embeddings().requires_grad_(False)" in text_of("README.md")
+    loaded = "model, tokenizer, task = load_model(args, task)"
+    changes = [("loss = model(**batch).loss", loss), ("return parser", f"{flag}\nreturn parser")]
+    changes.append((loaded, f"{loaded}\n{freezing.replace('[:4]', '[:1]')}"))
+    monkeypatch.chdir(desk)
+    fresh_accelerate()
+    mine: dict = {"__name__": "mine"}
+    exec(compile(edited(*changes), "mine.py", "exec"), mine)
+    model = desk / "bert-base-cased"
+    flags = f"--model_name_or_path {model} --train_file train.csv --max_train_steps 2 --learning_rate 1e-2"
+    args = mine["parse_args"]([*flags.split(), "--smoothing", "0.2", "--output_dir", "out/mine"])
+    assert args.smoothing == 0.2
+    mine["main"](args)
+    before, after = load_file(model / "model.safetensors"), load_file(desk / "out" / "mine" / "model.safetensors")
+    same = {name for name, weight in before.items() if torch.equal(weight, after[f"bert.{name}"])}
+    assert same >= {name for name in before if "word_embeddings" in name or ".layer.0." in name}
+    assert not {name for name in same if ".layer.1." in name}
 
 
 def test_the_messages_that_are_explained_are_the_scripts() -> None:
