@@ -1,1 +1,1 @@
-"""What carries the training loop of run_glue_no_trainer.py: reading files, guarding, saving, reporting, launching."""
+"""The modules behind run_glue_no_trainer.py: reading, checking, saving, reporting, launching."""

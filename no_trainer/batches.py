@@ -26,22 +26,24 @@ from no_trainer.labels import numbers
 def tokenize(
     splits: dict[str, Dataset], encode: Callable, tokenizer: Tokenizer, max_length: int, workers: int | None = None
 ) -> dict[str, Dataset]:
-    """What `encode` makes of the rows of each split, and their `length`: the tokens that they would have uncut.
+    """Each split's rows as `encode` tokenizes them, with `length`, their number of tokens if uncut.
 
-    All that `encode` reads makes the name of its cache.
+    They are cached; the cache depends on everything that `encode` reads.
     """
 
     def measured(rows: dict[str, list]) -> dict[str, list]:
         labels = {"label": rows["label"]} if "label" in rows else {}
-        texts = {name: [text or "" for text in column] for name, column in rows.items() if name != "label"}
+        texts = {name: [t or "" for t in cells] for name, cells in rows.items() if name != "label"}
         inputs = encode(texts | labels)
-        # an empty text is still a row where a tokenizer adds no tokens of its own
+        # some tokenizers add no special tokens: an empty text would have no token at all
         inputs["input_ids"] = [row or [tokenizer.pad_token_id] for row in inputs["input_ids"]]
         lengths = [len(row) for row in inputs["input_ids"]]
         if at_limit := [row for row, length in enumerate(lengths) if length >= max_length]:
             columns = [[column[row] for row in at_limit] for column in texts.values()]
-            columns = columns if len(columns) < 3 else [list(map(" ".join, zip(*columns, strict=True)))]
-            for row, tokens in zip(at_limit, tokenizer(*columns, verbose=False)["input_ids"], strict=True):
+            if len(columns) > 2:
+                columns = [[" ".join(cells) for cells in zip(*columns, strict=True)]]
+            uncut = tokenizer(*columns, verbose=False)["input_ids"]
+            for row, tokens in zip(at_limit, uncut, strict=True):
                 lengths[row] = len(tokens)
         return inputs | {"length": lengths}
 
@@ -53,12 +55,12 @@ def tokenize(
             tokenized[name] = data.map(measured, batched=True, desc=f"Tokenizing {name}", **how)
         except OSError as error:
             no_cache(error)
-    tokenizer("")  # forget the last truncation, which would be saved with the tokenizer
+    tokenizer("")  # resets the truncation, which would be saved with the tokenizer
     return tokenized
 
 
 def fingerprint(data: Dataset) -> str:
-    """16 hexadecimal digits that change with any token or label of any row, and with the order of the rows."""
+    """16 hexadecimal digits that depend on every token and label and on the order of the rows."""
     digest = xxhash.xxh3_64()
     for table in data.with_format("arrow").iter(batch_size=10_000):
         tokens = table["input_ids"].combine_chunks()
@@ -71,25 +73,24 @@ def fingerprint(data: Dataset) -> str:
 
 @dataclass(eq=False)
 class GlobalBatchSampler(Sampler[list[int]]):
-    """Batches of row numbers in an order that (seed, epoch) and the size of the global batch decide alone.
+    """Batches of row numbers, in an order that depends on seed, epoch and global batch size alone.
 
-    A global batch is what one optimizer step sees. It is handed out in device batches, one after the other, so that
-    any number of processes and accumulation steps makes the same global batches of them. The last one of an epoch is
-    filled up from the start of the epoch's order: every step is full.
+    A global batch is what one optimizer step sees. It is handed out in consecutive device batches,
+    so it is the same for any number of processes and gradient accumulation steps. The last one
+    of an epoch is filled up from the start of the epoch's order: every step is full.
     """
 
     rows: int
     global_batch: int
     batch_size: int  # of one device
     seed: int
-    lengths: np.ndarray | None  # in tokens, as cut, [rows]; None: do not bring rows of like length together
-    order: Callable[[int, int], np.ndarray] | None = (
-        None  # (seed, epoch) to row numbers; None: each row once, shuffled
-    )
+    lengths: np.ndarray | None  # tokens per row, as cut, [rows]; None: no grouping by length
+    # (seed, epoch) to row numbers; None: each row once, shuffled
+    order: Callable[[int, int], np.ndarray] | None = None
     epoch: int = 0
-    first: int = 0  # global batch of the epoch
+    first: int = 0  # global batch of the epoch to begin with
     drop_last: ClassVar[bool] = False  # read by Accelerate
-    window: ClassVar[int] = 50  # global batches among which rows of like length are brought together
+    window: ClassVar[int] = 50  # global batches whose rows are sorted by length together
 
     @property
     def steps_per_epoch(self) -> int:
@@ -97,7 +98,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         return math.ceil(max(rows, 1) / self.global_batch)
 
     def start(self, epoch: int, first: int = 0) -> None:
-        """Make the next iteration that of `epoch`, beginning with its global batch number `first`."""
+        """Make the next iteration begin at global batch number `first` of `epoch`."""
         self.epoch, self.first = epoch, first
 
     def global_batches(self) -> np.ndarray:
@@ -108,7 +109,8 @@ class GlobalBatchSampler(Sampler[list[int]]):
         if self.lengths is not None:
             size = self.window * self.global_batch
             windows = [order[begin : begin + size] for begin in range(0, len(order), size)]
-            order = np.concatenate([rows[np.argsort(-self.lengths[rows], kind="stable")] for rows in windows])
+            ranks = [np.argsort(-self.lengths[rows], kind="stable") for rows in windows]
+            order = np.concatenate([rows[rank] for rows, rank in zip(windows, ranks, strict=True)])
         batches = order.reshape(-1, self.global_batch)
         return batches if self.lengths is None else generator.permutation(batches)
 
@@ -123,18 +125,19 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
 @dataclass
 class Collate:
-    """Pads rows to one length; a row has lists of tokens by name, `labels` and, in evaluation, `row`."""
+    """Pads rows to one length. A row has lists of tokens, `labels` and, in evaluation, `row`."""
 
-    fill: dict[str, int]  # what each input is padded with
-    length: int | None  # None: that of the longest row
-    multiple: int  # of which that is made one
-    left: bool  # on the left
-    mask: bool  # whether the model wants to know what is padding
+    fill: dict[str, int]  # the padding value of each input
+    length: int | None  # to pad to; None: that of the longest row
+    multiple: int  # to which the longest row is rounded up
+    left: bool  # whether to pad on the left
+    mask: bool  # whether the model takes an attention mask
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         lengths = [len(row["input_ids"]) for row in rows]
         longest = self.length or -(-max(lengths) // self.multiple) * self.multiple
-        batch = {name: np.full((len(rows), longest), fill) for name, fill in self.fill.items() if name in rows[0]}
+        shape = (len(rows), longest)
+        batch = {name: np.full(shape, fill) for name, fill in self.fill.items() if name in rows[0]}
         mask = np.zeros((len(rows), longest), np.int64)
         for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
             place = slice(longest - length, None) if self.left else slice(length)
@@ -143,15 +146,17 @@ class Collate:
                 array[number, place] = row[name]
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
         tensors |= {"attention_mask": torch.from_numpy(mask)} if self.mask else {}
-        return tensors | {name: torch.tensor([row[name] for row in rows]) for name in rows[0] if name not in batch}
+        others = [name for name in rows[0] if name not in batch]
+        return tensors | {name: torch.tensor([row[name] for row in rows]) for name in others}
 
 
 def make_collate(tokenizer: Tokenizer, accelerator: Accelerator, max_length: int | None) -> Collate:
-    """What makes a batch of rows: padded to `max_length` or, without one, to the longest, of which few shapes come.
+    """A Collate that pads to `max_length` or, without one, to a multiple that holds the longest row.
 
-    On XLA, where each new shape is compiled, `max_length` is needed.
+    XLA compiles each new shape, so it needs a `max_length`.
     """
-    multiple = 16 if accelerator.mixed_precision == "fp8" else 8  # what tensor cores want; a CPU has fewer shapes then
+    # tensor cores want these multiples; on a CPU they keep the number of shapes small
+    multiple = 16 if accelerator.mixed_precision == "fp8" else 8
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         multiple = 32
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
@@ -167,24 +172,24 @@ def make_loader(accelerator: Accelerator, data: Dataset, collate: Callable, work
         num_workers=workers,
         worker_init_fn=ignore_signals,
         pin_memory=accelerator.device.type == "cuda",
-        generator=torch.Generator(),  # or each iteration takes a number from the stream that dropout draws on
+        generator=torch.Generator(),  # otherwise each epoch would draw from dropout's generator
         **how,
     )
     loader = accelerator.prepare(loader)
     if workers:
         atexit.register(end_workers)
-    accelerator._dataloaders.clear()  # Progress knows where they are; on XLA Accelerate fails to save their state
+    accelerator._dataloaders.clear()  # Progress keeps their place; Accelerate fails to on XLA
     return loader
 
 
 def ignore_signals(_worker: int) -> None:
-    """Leave signals to the process that the worker loads for, and that ends it."""
+    """Ignore signals in a worker: its parent process handles them and ends the worker."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def end_workers() -> None:
-    """End the workers that are left; Python would send them the signal that they ignore, and wait."""
+    """Kill the remaining workers: Python would wait for them, as they ignore its signal."""
     for worker in torch.multiprocessing.active_children():
         worker.kill()
 
@@ -192,11 +197,11 @@ def end_workers() -> None:
 def make_eval_loaders(
     accelerator: Accelerator, splits: dict[str, Dataset], collate: Callable, workers: int, batch_size: int
 ) -> dict[str, DataLoader]:
-    """A loader of each split, longest row first: little padding, and too little memory shows at once."""
+    """One loader per split, longest rows first: little padding, and out of memory shows at once."""
     loaders = {}
-    datasets.disable_progress_bars()  # of what takes a moment; those of tokenizing are over
+    datasets.disable_progress_bars()  # the rest takes a moment only
     for name, data in splits.items():
         order = np.argsort(-numbers(data, "length"), kind="stable")
-        rows = data.add_column("row", np.arange(len(data))).select(order)  # `row`: its number in the file
+        rows = data.add_column("row", np.arange(len(data))).select(order)  # its number in the file
         loaders[name] = make_loader(accelerator, rows, collate, workers, batch_size=batch_size)
     return loaders

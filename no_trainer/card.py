@@ -1,4 +1,4 @@
-"""The model card, from card.jinja beside this file."""
+"""Writes the model card from card.jinja, which is beside this file."""
 
 import html
 import re
@@ -15,17 +15,18 @@ from no_trainer.launch import hardware
 from no_trainer.messages import show
 from no_trainer.run import Run, numbers_in
 
-HUB_NAMES = {"pearson": "pearsonr", "macro_f1": "f1", "micro_f1": "f1"}  # metrics with another name on the hub
+HUB_NAMES = {"pearson": "pearsonr", "macro_f1": "f1", "micro_f1": "f1"}  # names on the hub
 BASELINES = {
     ONE: "The baseline always answers the commonest class of the training data.",
-    SEVERAL: "A class is predicted from a probability of 0.5 on. The baseline gives each class's commoner answer.",
+    SEVERAL: "A class is predicted if its probability is above 0.5. "
+    "The baseline always gives the commoner answer for each class.",
     NUMBER: "The baseline always answers the mean of the training data.",
 }
 EXAMPLE = {"text": "The parcel came a day early.", "text_pair": "The parcel was late."}
 
 
 def is_card(file: Path) -> bool:
-    """Whether a README.md is a model card, with the block of metadata that the hub reads, and not a project's page."""
+    """Whether a README.md is a model card: it begins with a block of metadata for the hub."""
     with open(file, encoding="utf-8", errors="replace") as lines:
         return lines.readline().strip() == "---"
 
@@ -33,13 +34,15 @@ def is_card(file: Path) -> bool:
 def write_card(
     run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any], lines: list[dict[str, Any]]
 ) -> Path:
-    """README.md in --output_dir: what the model is, its scores, how to use it, how it was made."""
+    """Write README.md to --output_dir: the model, its scores, its use and its training."""
     args, folder, base = run.args, Path(run.args.output_dir), run.args.model_name_or_path
-    found = {name: value for name, value in numbers_in(results).items() if name.startswith(("eval_", "test_"))}
+    numbers, kinds = numbers_in(results), ("eval_", "test_")
+    found = {name: value for name, value in numbers.items() if name.startswith(kinds)}
     hub_data = None if Path(args.dataset_name or "").exists() else args.dataset_name
     hub_data = "nyu-mll/glue" if args.task_name else hub_data
     files = [Path(file).name for file in args.train_file or []]
-    data = f"GLUE {args.task_name}" if args.task_name else hub_data or " ".join(files) or Path(args.dataset_name).name
+    data = hub_data or " ".join(files) or Path(args.dataset_name).name
+    data = f"GLUE {args.task_name}" if args.task_name else data
     name = (run.repository or folder.absolute().name).split("/")[-1]
     on_hub = not Path(base).exists()
     metadata = ModelCardData(
@@ -52,8 +55,9 @@ def write_card(
         tags=["text-classification", "accelerate"],
         eval_results=measured(found, hub_data or "own-data", data, args.task_name) or None,
     )
+    baselines = {name: results.get(f"baseline_{name[5:]}") for name in found}
     scores = [
-        {"metric": name.removeprefix("eval_"), "score": value, "baseline": results.get(f"baseline_{name[5:]}")}
+        {"metric": name.removeprefix("eval_"), "score": value, "baseline": baselines[name]}
         for name, value in found.items()
     ]
     classes = [{"class": label} | row for label, row in results.get("eval_per_class", {}).items()]
@@ -85,20 +89,20 @@ def write_card(
 
 
 def example(task: Task) -> str | dict[str, str]:
-    """What a pipeline is asked."""
+    """The example input for a pipeline."""
     if len(task.text_columns) == 2:
         return EXAMPLE
     return f" {task.separator} ".join([EXAMPLE["text"]] * max(1, len(task.text_columns) - 1))
 
 
 def text(value: Any) -> str:
-    """A name or label of the user's that Markdown and HTML show as it is, in one line."""
+    """A value in one line, escaped so that Markdown and HTML show it as it is."""
     escaped = re.sub(r"([\\`*{}\[\]#|~$])", r"\\\1", html.escape(show(str(value)), quote=False))
-    return re.sub(r"(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])", r"\\_", escaped)  # in a word it does nothing
+    return re.sub(r"(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])", r"\\_", escaped)  # harmless in a word
 
 
 def unfenced(value: str) -> str:
-    """What may stand between three backticks: without three of its own, and with its line breaks alone."""
+    """Text for a fenced block: without three backticks, and with no control characters."""
     return "\n".join(map(show, value.split("\n"))).replace("```", "'''")
 
 
@@ -122,30 +126,31 @@ def measured(scores: dict[str, float], dataset_type: str, dataset_name: str, con
 
 
 def evaluations(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The evaluations in log.jsonl, each with the training loss before it."""
+    """The evaluations in log.jsonl, each with the last training loss before it."""
     found, loss = [], None
     for line in lines:
         loss = line.get("loss", loss)
         if "eval_loss" in line:
-            found.append({"epoch": line["epoch"], "step": line["step"], "training loss": loss} | line)
+            first = {"epoch": line["epoch"], "step": line["step"], "training loss": loss}
+            found.append(first | line)
     return found
 
 
 def settings(run: Run, task: Task, results: dict[str, Any]) -> list[dict[str, Any]]:
-    """How the model was made."""
+    """The settings and versions with which the model was trained."""
     known = ("seed", "global_batch_size", "schedule", "weight_decay", "max_grad_norm", "train_runtime")
     made = {name: results.get(name) for name in known} | {
         "max_length": task.max_length,
         "optimizer": "AdamW, betas 0.9 and 0.999, epsilon 1e-8",
         "mixed precision": run.accelerator.mixed_precision,
         "run on": hardware(run.accelerator),
-        "versions": ", ".join(f"{module} {version}" for module, version in results["versions"].items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in results["versions"].items()),
     }
     return [{"setting": name, "value": value} for name, value in made.items()]
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """A table with the keys of the rows as its header; nothing without rows."""
+    """A table with the keys of the rows as its header; an empty string without rows."""
 
     def line(cells: Iterable[Any]) -> str:
         written = ["" if c is None else f"{c:.4g}" if isinstance(c, float) else text(c) for c in cells]
@@ -153,4 +158,5 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 
     if not rows:
         return ""
-    return "\n".join([line(rows[0]), f"|{' --- |' * len(rows[0])}", *(line(row.values()) for row in rows)])
+    lines = [line(row.values()) for row in rows]
+    return "\n".join([line(rows[0]), f"|{' --- |' * len(rows[0])}", *lines])

@@ -1,4 +1,4 @@
-"""The rows of a .csv or .tsv file: every line a row, every cell as it is written."""
+"""Reads .csv and .tsv files: every row is kept, and every cell stays as it is written."""
 
 import csv
 import re
@@ -13,32 +13,32 @@ import pyarrow as pa
 from no_trainer.messages import many, stop
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-LONE = "\ue00d"  # stands for a carriage return inside a cell while csv reads, which would end the row there
-BLOCK = 10_000  # rows that are kept as Python's strings
-LONGEST_ROW = 1000  # lines that a row with line breaks in a quoted cell may have
+LONE = "\ue00d"  # replaces a carriage return inside a cell, where csv would end the row
+BLOCK = 10_000  # rows held as Python strings before they become Arrow arrays
+LONGEST_ROW = 1000  # most lines that a row with line breaks in quoted cells may span
 csv.field_size_limit(2**31 - 1)
 
 
 @dataclass
 class Format:
-    """How the cells of a file are told apart."""
+    """How the cells of a file are separated."""
 
     file: str
     separator: str
-    skip_space: bool  # after a separator
-    width: int = 0  # cells of the header
+    skip_space: bool  # after each separator
+    width: int = 0  # number of cells in the header
 
     def rows(self, lines: Iterable[str], strict: bool = True) -> Iterator[list[str]]:
         return csv.reader(lines, delimiter=self.separator, skipinitialspace=self.skip_space, strict=strict)
 
 
 class Rows:
-    """Rows as they are read: kept as columns of Arrow, which take a fraction of the memory of Python's strings."""
+    """The rows read so far, as Arrow columns: they take far less memory than Python strings."""
 
     def __init__(self, width: int) -> None:
         self.blocks: list[list[pa.Array]] = [[] for _ in range(width)]
         self.latest: list[list[str]] = []
-        self.empty: list[int] = []  # rows without any cell, which are none at the end of the file
+        self.empty: list[int] = []  # lines of empty rows, which are dropped at the end of the file
         self.lines = array("q")
 
     def add(self, row: list[str], line: int) -> None:
@@ -62,12 +62,12 @@ class Rows:
 
 
 def read_cells(file: str) -> tuple[pa.Table, Sequence[int], list[str]]:
-    """A file's cells as text (NA, 007 and 1e5 stay what they are), the line that each row begins in, and what to say
-    of the reading. Cells are separated by commas or tabs, as the name says, or by what the header has instead.
+    """A file's cells as text (NA, 007 and 1e5 stay as written), the line on which each row begins,
+    and notes for the user. The file's extension gives the separator, or else the header.
 
     Raises:
-        SystemExit: 2, where some line has no reading as one row, or more than one; the first such line is named.
-        UnicodeDecodeError: where the file is not UTF-8.
+        SystemExit: 2, if a line cannot be read as one row, or can be in several ways.
+        UnicodeDecodeError: if the file is not UTF-8.
     """
     first, header = next(((n, line) for n, line in enumerate(lines_of(file)) if line.strip("\r\n")), (0, ""))
     form, names, notes = read_header(file, header)
@@ -76,15 +76,16 @@ def read_cells(file: str) -> tuple[pa.Table, Sequence[int], list[str]]:
         return islice(lines_of(file), first + 1, None)
 
     if lone := sum(line.count(LONE) for line in lines_of(file)):
-        notes.insert(0, f"{many(lone, 'carriage return')} without a line feed: read as part of the text")
-    rows = literal_rows(form, body, notes) or strict_rows(form, body, notes) or single_rows(form, list(body()), notes)
+        notes.insert(0, f"{many(lone, 'carriage return')} without a line feed, read as text")
+    rows = literal_rows(form, body, notes) or strict_rows(form, body, notes)
+    rows = rows or single_rows(form, list(body()), notes)
     notes += ["empty rows at the end are left out"] * bool(rows.empty)
     begins = array("q", (line + first + 2 for line in rows.lines))
     return pa.table(name_columns(file, names, rows.columns(), begins, notes)), begins, notes
 
 
 def lines_of(file: str) -> Iterator[str]:
-    """The lines of a file, one after the other; a carriage return that ends none is written as LONE."""
+    """The lines of a file; a carriage return that does not end a line is replaced by LONE."""
     with open(file, "rb") as content:
         ends = "\n" if any(b"\n" in block for block in iter(lambda: content.read(1 << 20), b"")) else "\r"
     with open(file, encoding="utf-8-sig", newline=ends) as lines:
@@ -96,12 +97,13 @@ def lines_of(file: str) -> Iterator[str]:
 
 
 def read_header(file: str, line: str) -> tuple[Format, list[str], list[str]]:
-    """How the cells are separated, the names of the columns, and what to say of them."""
+    """How the cells are separated, the names of the columns, and notes for the user."""
     notes, form = [], Format(file, "\t" if file.lower().endswith(".tsv") else ",", skip_space=False)
     try:
         names = next(form.rows([line], strict=False), [])
         if len(names) == 1:
-            widths = {other: len(next(Format(file, other, False).rows([line], strict=False))) for other in SEPARATORS}
+            forms = {other: Format(file, other, skip_space=False) for other in SEPARATORS}
+            widths = {other: len(next(f.rows([line], strict=False))) for other, f in forms.items()}
             if widths[other := max(widths, key=widths.get)] > 1:
                 form.separator = other
                 names = next(form.rows([line], strict=False))
@@ -111,7 +113,7 @@ def read_header(file: str, line: str) -> tuple[Format, list[str], list[str]]:
     if len(names) > 1 and all(name.startswith(" ") for name in names[1:]):
         form.skip_space = True
         names = next(form.rows([line]))
-        notes.append("the space after each separator is not read")
+        notes.append("the space after each separator is ignored")
     if spaced := [name for name in names if name != name.strip()]:
         notes.append(f"the column {spaced[0]!r} is read as {spaced[0].strip()!r}")
     form.width = len(names)
@@ -119,7 +121,7 @@ def read_header(file: str, line: str) -> tuple[Format, list[str], list[str]]:
 
 
 def literal_rows(form: Format, body: Callable[[], Iterator[str]], notes: list[str]) -> Rows | None:
-    """The rows of a file with tabs if quotes mean nothing in it: each line then has the header's number of cells."""
+    """The rows of a tab-separated file, with quotes as plain text; None if some do not fit."""
     if form.separator != "\t":
         return None
     rows, quoted = Rows(form.width), 0
@@ -136,7 +138,7 @@ def literal_rows(form: Format, body: Callable[[], Iterator[str]], notes: list[st
 
 
 def strict_rows(form: Format, body: Callable[[], Iterator[str]], notes: list[str]) -> Rows | None:
-    """The rows as the csv module reads them, if it finds nothing wrong."""
+    """The rows as the csv module reads them; None if it finds an error."""
     rows, taken, whole, begin = Rows(form.width), [], 0, 0
 
     def noted() -> Iterator[str]:
@@ -157,13 +159,13 @@ def strict_rows(form: Format, body: Callable[[], Iterator[str]], notes: list[str
             taken.clear()
     except csv.Error:
         return None
-    several = f"{many(whole, 'row')} with a quoted cell over several lines, each of which could be a row"
+    several = f"{many(whole, 'row')} with a quoted cell over several lines that look like rows"
     notes += [several] * bool(whole)
     return rows
 
 
 def single_rows(form: Format, lines: list[str], notes: list[str]) -> Rows:
-    """The rows of a file with something out of place, each read in the one way that it can be."""
+    """The rows of a file with misplaced quotes or cells, each read in the only possible way."""
     rows, wrong, literal, trimmed, number = Rows(form.width), [], 0, 0, 0
     while number < len(lines):
         line, used = lines[number].rstrip("\r\n"), 1
@@ -172,7 +174,8 @@ def single_rows(form: Format, lines: list[str], notes: list[str]) -> Rows:
             reader = form.rows(islice(lines, number, number + LONGEST_ROW))
             row = one_row(reader)
             used = reader.line_num if row else 1
-        if (row is None or len(row) != form.width) and '"' in line and (split := split_one_way(form, line)):
+        fits = row is not None and len(row) == form.width
+        if not fits and '"' in line and (split := split_one_way(form, line)):
             row, used, literal = split, 1, literal + 1
         if row and len(row) > form.width and not any(row[form.width :]):
             row, trimmed = row[: form.width], trimmed + 1
@@ -183,13 +186,13 @@ def single_rows(form: Format, lines: list[str], notes: list[str]) -> Rows:
         number += used
     if wrong:
         refuse(form, wrong)
-    notes += [f"{many(literal, 'row')} with a quote out of place: read as they stand"] * bool(literal)
-    notes += [f"{many(trimmed, 'row')} with an empty cell more than the header: it is left out"] * bool(trimmed)
+    notes += [f"{many(literal, 'row')} with a quote out of place, read as written"] * bool(literal)
+    notes += [f"{many(trimmed, 'row')} with empty cells beyond the header: ignored"] * bool(trimmed)
     return rows
 
 
 def one_row(reader: Iterator[list[str]]) -> list[str] | None:
-    """The next row of a reader; None where it is not a row as the csv module has it."""
+    """The next row of a reader; None at the end or if the csv module finds an error."""
     try:
         return next(reader, None)
     except csv.Error:
@@ -197,10 +200,7 @@ def one_row(reader: Iterator[list[str]]) -> list[str] | None:
 
 
 def split_one_way(form: Format, line: str) -> list[str] | None:
-    """The cells of a line in which quotes are not doubled, if it can be cut into the header's number in one way only.
-
-    A cell in quotes may have anything in it but a quote, a separator and a quote; any other cell no separator.
-    """
+    """The cells of a line with undoubled quotes; None unless exactly one split fits the header."""
     ends = [match.start() for match in re.finditer(re.escape(form.separator), line)] + [len(line)]
     border = f'"{form.separator}"'
 
@@ -221,28 +221,29 @@ def split_one_way(form: Format, line: str) -> list[str] | None:
 
 
 def refuse(form: Format, wrong: list[tuple[int, int]]) -> NoReturn:
-    """Stop, and name the first line that is no row, and how many there are."""
+    """Stop with the first unreadable line and the number of others."""
     number, cells = wrong[0]
     more = f" (and {many(len(wrong) - 1, 'more line')} like it)" * (len(wrong) > 1)
-    what = f"{cells} cells, but the header has {form.width}" if cells else "a quote that is not closed, or not doubled"
-    hint = "put cells that hold a separator in double quotes, and write a double quote inside them twice"
+    count = f"{cells} cells, but the header has {form.width}"
+    what = count if cells else "a quote that is not closed or not doubled"
+    hint = "put a cell that contains a separator in double quotes, and double any quote inside it"
     stop(f"{form.file}, line {number + 2}: {what}{more}; {hint}")
 
 
 def name_columns(
     file: str, names: list[str], columns: list[pa.ChunkedArray], begins: Sequence[int], notes: list[str]
 ) -> dict[str, pa.ChunkedArray]:
-    """The columns by name, without those that have neither a name nor a cell."""
+    """The columns by name, without those that have neither a name nor a filled cell."""
     named = {}
     for number, (name, column) in enumerate(zip(names, columns, strict=True)):
-        filled = next((row for row, cell in enumerate(column) if cell.as_py()), None) if not name else 0
+        filled = 0 if name else next((row for row, cell in enumerate(column) if cell.as_py()), None)
         if filled is None:
             notes.append("a column without a name and without cells is left out")
             continue
         if not name and number:
-            cell = column[filled].as_py()
-            stop(f"{file}: the header has a column without a name; line {begins[filled]} has {cell!r} there")
-        name = name or "Unnamed: 0"  # as pandas calls the index that it writes so
+            line, cell = begins[filled], column[filled].as_py()
+            stop(f"{file}: the header has a column without a name; line {line} has {cell!r} there")
+        name = name or "Unnamed: 0"  # pandas' name for an index column that it writes without one
         if name in named:
             stop(f"{file}: the header has two columns {name!r}")
         named[name] = column

@@ -29,6 +29,11 @@ NEEDS_FOLDER = (
 )
 
 
+def trains(args: argparse.Namespace) -> bool:
+    """Whether the run trains, and not only evaluates or predicts."""
+    return bool(args.num_train_epochs or args.max_train_steps)
+
+
 def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.Namespace:
     """The flags with globs and lists of columns resolved, if nothing is wrong with them.
 
@@ -50,15 +55,15 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
         if sum(word.partition("=")[0] == flag for word in argv) > 1:
             stop(f"{flag} is given twice; it takes several values, one after the other")
     files = {flag: names for flag, names in vars(args).items() if flag.endswith("_file") and names}
-    trains = bool(args.num_train_epochs or args.max_train_steps)
+    training = trains(args)
     source = next((f"--{flag}" for flag in ("task_name", "dataset_name") if getattr(args, flag)), None)
     if source and files:
         stop(f"{source} and --{next(iter(files))} cannot be given together: {source} brings its own data")
-    if not source and "train_file" not in files and (trains or not files):
+    if not source and "train_file" not in files and (training or not files):
         stop(f"what to train on? Give --task_name ({', '.join(GLUE)}), --dataset_name or --train_file")
     if args.dataset_config_name and (args.task_name or not args.dataset_name):
         stop("--dataset_config_name is for a --dataset_name of your own: a GLUE task is its own configuration")
-    if args.task_name == "ax" and (trains or not args.do_predict):
+    if args.task_name == "ax" and (training or not args.do_predict):
         stop("--task_name ax is a test set: give --num_train_epochs 0 --do_predict and a model of mnli")
     if args.task_name and (args.text_column_names or args.label_column_name or args.do_regression):
         stop("--text_column_names, --label_column_name and --do_regression are for your own data: GLUE's are known")
@@ -76,11 +81,11 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
             stop(f"--text_column_names: {args.label_column_name or 'label'} is the column of the labels")
     if args.checkpointing_steps not in (None, "epoch") and not re.fullmatch(r"[1-9]\d*", args.checkpointing_steps):
         stop(f"--checkpointing_steps {args.checkpointing_steps}: takes a number of steps, or epoch")
-    if args.lr_scheduler_type == "polynomial" and trains and args.learning_rate <= 1e-7:
+    if args.lr_scheduler_type == "polynomial" and training and args.learning_rate <= 1e-7:
         stop(f"--learning_rate {args.learning_rate:g}: the polynomial schedule ends at 1e-7; begin above that")
     if not args.output_dir and (wanting := [f"--{flag}" for flag in NEEDS_FOLDER if getattr(args, flag)]):
         stop(f"{wanting[0]} needs an --output_dir")
-    check_hub(args, trains)
+    check_hub(args)
     if args.output_dir:
         check_output_dir(Path(args.output_dir), args)
     return args
@@ -117,12 +122,12 @@ def remembers(memory: Any) -> bool:
     return named and isinstance(memory.get("max_length"), int) and memory["max_length"] > 0
 
 
-def check_hub(args: argparse.Namespace, trains: bool) -> None:
+def check_hub(args: argparse.Namespace) -> None:
     """What is to be pushed, and by whom."""
     for_hub = ("hub_model_id", "hub_private_repo")
     if not args.push_to_hub and (idle := [f"--{flag}" for flag in for_hub if getattr(args, flag)]):
         stop(f"{idle[0]} is for --push_to_hub, which is not given")
-    if args.push_to_hub and not trains:
+    if args.push_to_hub and not trains(args):
         stop("--push_to_hub pushes what was trained, and this run trains nothing")
     if args.hub_token and not re.fullmatch(r"[!-~]+", args.hub_token):
         stop("--hub_token: a token has no spaces and nothing but ASCII")  # the client would show it in its message
@@ -182,9 +187,9 @@ def check_contents(folder: Path, args: argparse.Namespace) -> None:
         path, wanted = folder / name, "file" if name in WRITTEN else "folder"
         if os.path.lexists(path) and not (path.is_file() if wanted == "file" else path.is_dir()):
             stop(f"--output_dir {folder}: {name} there is not a {wanted}, and this run has to write one of that name")
-    trains = bool(args.num_train_epochs or args.max_train_steps)
+    training = trains(args)
     both_there = folder.exists() and os.path.isdir(args.model_name_or_path)
-    if trains and both_there and os.path.samefile(folder, args.model_name_or_path):
+    if training and both_there and os.path.samefile(folder, args.model_name_or_path):
         stop(f"--output_dir {folder} is the folder of the model to train, which would be lost; name another one")
     instead = "replace it with --overwrite_output_dir, or name another folder"
     if args.overwrite_output_dir:
@@ -197,5 +202,5 @@ def check_contents(folder: Path, args: argparse.Namespace) -> None:
         go_on = "continue it with --resume_from_checkpoint latest if it has checkpoints"
         stop(f"--output_dir {folder} holds an earlier run: {go_on}, {instead}")
     strange = [name for name in WRITTEN if (folder / name).exists()]
-    if trains and strange and not (folder / "log.jsonl").exists():
+    if training and strange and not (folder / "log.jsonl").exists():
         stop(f"--output_dir {folder} has a {strange[0]}, not of a training run of this script; {instead}")

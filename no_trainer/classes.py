@@ -1,4 +1,4 @@
-"""Which classes there are, what they are called, and in which order a model has them."""
+"""Finds the classes of the data, and matches them with those of a model."""
 
 import re
 from collections import Counter
@@ -15,9 +15,9 @@ from no_trainer.messages import some, stop
 
 
 def find_classes(data: Dataset, told: bool = False) -> tuple[list[Any] | None, list[str] | None]:
-    """The values of column `label` and their names, by class id; None and None where they are numbers to learn.
+    """The values of column `label` and their names, by class id; None and None for regression.
 
-    Numbers that look like classes are warned of, unless the user has `told` that they are none.
+    Warns of numbers that look like classes, unless the user has `told` that they are not.
     """
     feature = data.features["label"]
     if isinstance(feature, ClassLabel):
@@ -33,41 +33,44 @@ def find_classes(data: Dataset, told: bool = False) -> tuple[list[Any] | None, l
         return None, None
     values = sorted(set(labels))
     if len(values) < 2 and not is_list(feature):
-        stop(f"the training data has only one class, {str(values[0])!r}: there is nothing to tell apart")
+        stop(f"the training data has only one class, {str(values[0])!r}; there must be two")
     warn_of_labels(Counter(map(str, labels)))
     return values, [str(value) for value in values]
 
 
 def warn_of_numbers(found: list[float]) -> None:
-    """Say that labels with a decimal point are numbers to predict, where they look like classes."""
+    """Warn that labels with a decimal point are numbers to predict, if they look like classes."""
     if len(found) < 10 and all(float(value).is_integer() for value in found):
         written = some(map(str, sorted(found)), len(found))
         say(
-            f"warning: the labels {written} have a decimal point, so they are numbers to predict; 0, 1 ... are classes"
+            f"warning: the labels {written} have a decimal point, so they are numbers to predict; "
+            "to have classes, write 0, 1 ..."
         )
 
 
 def warn_of_labels(counts: Counter[str]) -> None:
-    """Say what in a column of classes has often been a mistake; `counts` are the rows of each."""
+    """Warn of common mistakes in a column of classes; `counts` has the number of rows of each."""
     alike: dict[str, list[str]] = {}
     for label in sorted(counts):
         alike.setdefault(" ".join(label.lower().split()), []).append(repr(label))
     for names in alike.values():
         if len(names) > 1:
             say(f"warning: the labels {' and '.join(names)} differ only in capitals or spaces")
-    odd = sorted(repr(label) for label in counts if not re.fullmatch(NUMBERS["float64"], label.strip()))
+    number = re.compile(NUMBERS["float64"])
+    odd = sorted(repr(label) for label in counts if not number.fullmatch(label.strip()))
     if all(re.fullmatch(r"-?\d+,\d+", label) for label in counts):
-        say("warning: the labels look like numbers; with a decimal point, as in 1.5, they are numbers to predict")
+        say("warning: labels with a decimal comma are classes; to predict numbers, write 1.5")
     elif len(counts) > 8 and all(re.fullmatch(r"-?\d+", label) for label in counts):
-        say("warning: whole numbers are classes; with a decimal point, as in 4.0, they are numbers to predict")
+        say("warning: whole numbers are classes; --do_regression predicts them as numbers")
     elif 0 < len(odd) * 4 < len(counts):
-        say(f"warning: most labels are numbers; {some(odd, len(odd))} makes classes of all of them")
+        say(f"warning: most labels are numbers; because of {some(odd, len(odd))}, all are classes")
     if rare := sorted(label for label in counts if counts[label] < 10):
-        say(f"warning: fewer than ten rows of the training data have the label {some(rare, len(rare))}")
+        listed = some(rare, len(rare))
+        say(f"warning: fewer than ten rows of the training data have the label {listed}")
 
 
 def match_labels(names: list[str], data: Dataset | None) -> list[Any]:
-    """What the data calls the classes of a model: their names in any case, or numbers, which it then says."""
+    """The data's label for each class of a model: its name in any case, or a number."""
     written = data.unique("label") if data and not is_list(data.features["label"]) else []
     if not written or not all(isinstance(label, int) for label in written):
         spelled = {str(label).lower(): label for label in written}
@@ -81,44 +84,47 @@ def match_labels(names: list[str], data: Dataset | None) -> list[Any]:
     if names != list(map(str, values)):
         how = "by the numbers in their names" if by_name else "in the model's order"
         pairs = [f"{value} is {name}" for value, name in zip(values, names, strict=True)]
-        say(f"the labels are numbers; they are taken as the model's classes {how}: {some(pairs, len(pairs))}")
+        listed = some(pairs, len(pairs))
+        say(f"the labels are numbers; they are taken as the model's classes {how}: {listed}")
     return values
 
 
 def numbers_in_names(names: list[str]) -> list[int]:
-    """The number that stands in each name, as in `4 stars`; none where a name has none, or not one of its own."""
-    found = [re.findall(r"-?\d+", name) for name in names if not re.match("label_", name, re.IGNORECASE)]
+    """The number in each name, as in `4 stars`; [] unless each name has one, and all differ."""
+    found = [re.findall(r"-?\d+", n) for n in names if not re.match("label_", n, re.IGNORECASE)]
     values = {int(numbers[0]) for numbers in found if len(numbers) == 1}
     return [int(numbers[0]) for numbers in found] if len(values) == len(names) else []
 
 
 def in_models_order(task: Task, config: PretrainedConfig, new_head: bool = False) -> Task:
-    """The task with the classes of the model, in their order, if the model knows all of the data's by name.
+    """The task with its classes in the model's order, if the model knows all of them by name.
 
-    A class of the model that the data has no row of keeps its place in the head, unless a `new_head` is wanted.
+    A class that only the model has keeps its place in the head, unless a `new_head` is wanted.
     """
     if not task.labels:
         return task
     names = [str(config.id2label[index]) for index in sorted(config.id2label)]
     keys = [name.lower() for name in names]
     standing = numbers_in_names(names)
-    if standing and all(isinstance(value, int) for value in task.values) and set(task.values) <= set(standing):
+    integers = all(isinstance(value, int) for value in task.values)
+    if standing and integers and set(task.values) <= set(standing):
         keys = list(map(str, standing))
     place = {label.lower(): index for index, label in enumerate(task.labels)}
     missing = [name for key, name in zip(keys, names, strict=True) if key not in place]
     if place.keys() <= set(keys) and len(set(keys)) == len(keys) and not (missing and new_head):
         if missing:
-            say(f"the model also knows the class {some(missing, len(missing))}, of which the data has no row")
-        known, spelled = zip(keys, names, strict=True), task.words or task.labels
-        values, words = zip(
-            *((task.values[place[k]], spelled[place[k]]) if k in place else (name, name) for k, name in known),
-            strict=True,
-        )
-        metrics = METRICS["classes"] if missing and task.metrics == METRICS["two classes"] else task.metrics
-        return replace(task, values=list(values), words=list(words), labels=names, metrics=metrics)
+            listed = some(missing, len(missing))
+            say(f"the model also knows the class {listed}, of which the data has no row")
+        spelled, values, words = task.words or task.labels, [], []
+        for key, name in zip(keys, names, strict=True):
+            values.append(task.values[place[key]] if key in place else name)
+            words.append(spelled[place[key]] if key in place else name)
+        two = task.metrics == METRICS["two classes"]
+        metrics = METRICS["classes"] if missing and two else task.metrics
+        return replace(task, values=values, words=words, labels=names, metrics=metrics)
     if not all(re.fullmatch(r"label_\d+", key) for key in keys):
         say(
-            f"warning: the model's labels ({', '.join(names)}) are not the data's ({', '.join(task.labels)}); "
-            "the data's are used"
+            f"warning: the model's labels ({', '.join(names)}) are not the data's "
+            f"({', '.join(task.labels)}); the data's are used"
         )
     return task

@@ -1,40 +1,88 @@
-"""Which columns of a data set are texts to read, where nobody has named them."""
+"""Guesses which columns of a data set are texts, where no flag names them."""
 
+import argparse
 import re
-from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, Value
+from datasets import Dataset, Value
 
+from no_trainer.checks import trains
+from no_trainer.glue import GLUE, is_test
 from no_trainer.launch import say
-from no_trainer.messages import stop
+from no_trainer.messages import stop, suggestion
 
-PAIRS = [{"sentence1", "sentence2"}, {"premise", "hypothesis"}, {"question", "answer"}, {"text", "text_pair"}]
-ROW_NUMBERS = ("id", "idx", "index", "guid", "uuid", "__index_level_0__", "unnamed: 0")  # the last two are pandas'
-CODES = (  # what is no text
+PAIRS = [{"sentence1", "sentence2"}, {"premise", "hypothesis"}]
+PAIRS += [{"question", "answer"}, {"text", "text_pair"}]
+ROW_NUMBERS = ("id", "idx", "index", "guid", "uuid")
+ROW_NUMBERS += ("__index_level_0__", "unnamed: 0")  # written by pandas
+CODES = (  # cells that are not text
     r"[-+]?[\d.,]*\d[\d.,]*(e[-+]?\d+)?\s*%?",  # numbers
     r"(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2} \w{3,9} \d{4}|\w{3,9} \d{1,2},? \d{4})([T ,]+\d{1,2}:\d\d.*)?",  # dates
     r"\w{3},? \d{1,2} \w{3} \d{4}.*|\w{3} \w{3} +\d{1,2} \d\d:\d\d.*|\d{1,2}:\d\d(:\d\d)?( [ap]m)?",  # and times
-    r"\S*[\d/:_@\\#]\S*|www\.\S+",  # addresses, paths, keys: one word with a sign in it
+    r"\S*[\d/:_@\\#]\S*|www\.\S+",  # addresses, paths, keys: a single word with such a sign
 )
-SAMPLE = 2000  # rows that are looked at
+SAMPLE = 2000  # rows to look at
+
+
+def choose_label_column(args: argparse.Namespace, splits: dict[str, Dataset], memory: dict[str, Any]) -> str:
+    """The label column, which all but test splits must have: the flag's, the one that the model was
+    trained on if the data has it, or `label`.
+    """
+    usual = [memory.get("label_column", "label"), "label"]
+    found = {name for data in splits.values() for name in data.column_names}
+    usual = [name for name in (usual[::-1] if trains(args) else usual) if name in found]
+    label = args.label_column_name or next(iter(usual), "label")
+    for name, data in splits.items():
+        if not is_test(name):
+            check_columns(data, name, [label], label, args)
+        elif args.label_column_name and label not in data.column_names:
+            say(f"warning: the {name} data has no column {label!r}: it is predicted, but not scored")
+    return label
+
+
+def choose_text_columns(args: argparse.Namespace, data: Dataset, memory: dict[str, Any], label: str) -> list[str]:
+    """The columns to read: the task's, the flag's, those the model was trained on, or a guess."""
+    if args.task_name:
+        return GLUE["mnli" if args.task_name == "ax" else args.task_name]
+    learned = memory.get("text_columns") or []
+    missing = [column for column in learned if column not in data.column_names]
+    if args.text_column_names or (learned and not missing):
+        return args.text_column_names or learned
+    if learned and not trains(args):
+        stop(
+            f"the model was trained on the column{'s' * (len(learned) > 1)} {', '.join(learned)}, "
+            f"but the data has no {missing[0]!r}; its columns are {', '.join(data.column_names)}; "
+            "--text_column_names says which to read instead"
+        )
+    return find_text_columns(data, label)
+
+
+def check_columns(data: Dataset, name: str, wanted: list[str], label: str, args: argparse.Namespace) -> None:
+    """Stop unless a split has these columns."""
+    if missing := [column for column in wanted if column not in data.column_names]:
+        flag = "label_column_name" if missing[0] == label else "text_column_names"
+        hint = suggestion(missing[0], data.column_names)
+        other = f"{hint}; choose another with --{flag}" * (not args.task_name)
+        columns = ", ".join(data.column_names)
+        stop(f"the {name} data has no column {missing[0]!r}; its columns are {columns}{other}")
 
 
 def find_text_columns(data: Dataset, label: str = "label") -> list[str]:
-    """The first one or two columns of text that are neither the label nor something that gives it away."""
+    """The first one or two text columns, without the label and columns that give it away."""
     names = [name for name in data.column_names if name != label]
     if {"sentence1", "sentence2"} <= set(names):
         return ["sentence1", "sentence2"]
-    named = [name for name in names if name.lower() not in ROW_NUMBERS and "label" not in name.lower()]
+    named = [n for n in names if n.lower() not in ROW_NUMBERS and "label" not in n.lower()]
     if not named:
-        stop(f"the data has no column of text beside {label!r}; --text_column_names names one")
+        stop(f"the data has no text column besides {label!r}; name one with --text_column_names")
     sample = data.select(range(min(len(data), SAMPLE)))
     texts = {name: cells for name in named if (cells := texts_of(sample, name)) is not None}
     texts = {name: cells for name, cells in texts.items() if not is_code(cells)} or texts
     if len(texts) > 1 and label in data.column_names:
         answers = list(map(str, sample[label][:]))
-        texts = {name: cells for name, cells in texts.items() if not gives_away(cells, answers)} or texts
+        texts = {n: cells for n, cells in texts.items() if not gives_away(cells, answers)} or texts
     found = list(texts or named)[:2]
     if len(found) == 2 and set(map(str.lower, found)) not in PAIRS:
         others = [name for name in names if name not in found]
@@ -47,21 +95,22 @@ def find_text_columns(data: Dataset, label: str = "label") -> list[str]:
 
 
 def texts_of(data: Dataset, name: str) -> list[str] | None:
-    """The cells of a column that may hold texts; None where its type says that it does not."""
+    """The cells of a column of strings; None for a column of any other type."""
     feature = data.features[name]
-    if not isinstance(feature, Value) or isinstance(feature, ClassLabel) or "string" not in feature.dtype:
+    if not isinstance(feature, Value) or "string" not in feature.dtype:
         return None
     return [cell or "" for cell in data[name][:]]
 
 
 def is_code(cells: list[str]) -> bool:
-    """Whether all cells that are filled are numbers, dates, or such as addresses and keys."""
+    """Whether all filled cells are numbers, all dates, or all addresses, paths or keys."""
     filled = [cell.strip() for cell in cells if cell.strip()]
-    return any(filled and all(re.fullmatch(form, cell, re.IGNORECASE) for cell in filled) for form in CODES)
+    forms = [re.compile(form, re.IGNORECASE) for form in CODES]
+    return any(filled and all(map(form.fullmatch, filled)) for form in forms)
 
 
 def gives_away(cells: list[str], answers: list[str]) -> bool:
-    """Whether the label can be told from the column: few values, each with one label."""
+    """Whether the column determines the label: it has few values, each with one label only."""
     of_value: dict[str, set[str]] = {}
     for cell, answer in zip(cells, answers, strict=True):
         of_value.setdefault(cell, set()).add(answer)
@@ -70,18 +119,17 @@ def gives_away(cells: list[str], answers: list[str]) -> bool:
 
 
 def count_empty(data: Dataset, column: str) -> int:
-    """The rows without a text in this column."""
+    """The number of rows without a text in this column."""
     lengths = pc.utf8_length(data.with_format("arrow")[column][:])
     return len(data) - (pc.sum(pc.greater(lengths, 0)).as_py() or 0)
 
 
 def first_unreadable(data: Dataset, column: str) -> tuple[int, str] | None:
-    """The first row whose cell is a list or an object, and which of them; None where there is none."""
+    """The first row whose cell is a list or an object, and which of the two; None if no cell is."""
     kind = data.data.schema.field(column).type
     if not (pa.types.is_nested(kind) or pa.types.is_binary(kind)):
         return None
-    rows = islice(enumerate(data.with_format("arrow")[column][:]), None)
-    for row, cell in rows:
+    for row, cell in enumerate(data.with_format("arrow")[column][:]):
         value = cell.as_py()
         if isinstance(value, bytes):
             value = {b"[": [], b"{": {}}.get(value[:1])

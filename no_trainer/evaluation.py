@@ -1,4 +1,4 @@
-"""Predictions of whole splits, and the line that tells their scores."""
+"""Predicts whole splits, and puts their scores into one line."""
 
 import math
 import shutil
@@ -15,18 +15,18 @@ from no_trainer.messages import stop
 from no_trainer.review import fit
 from no_trainer.run import Run, numbers_in
 
-Predictions = tuple[torch.Tensor, torch.Tensor | None]  # logits, float32 [rows, classes], and labels; on the CPU
+Predictions = tuple[torch.Tensor, torch.Tensor | None]  # float32 logits [rows, classes], labels; on the CPU
 
 
 def predict(run: Run, model: torch.nn.Module, loader: DataLoader, what: str) -> Predictions:
-    """The logits and the labels of every row once, in the order of the file, on the main process.
+    """The logits and labels of every row, once and in the order of the file, on the main process.
 
-    The labels are None where the data has none. After a signal to stop the run ends.
+    The labels are None if the data has none. After a signal to stop, the run ends here.
     """
     before = model.training
     model.eval()
     parts = []
-    # inference mode is not for XLA; one autocast around all batches casts the weights once, and not for each batch
+    # XLA cannot use inference mode; one autocast around all batches casts the weights only once
     with torch.no_grad(), run.accelerator.autocast():
         for batch in progress_bar(what, iterable=loader, leave=False):
             if run.stop_signal():
@@ -45,7 +45,7 @@ def agree(results: dict[str, Any]) -> dict[str, Any]:
     """The main process's results, on every process.
 
     Raises:
-        SystemExit: 1, where one of them is not finite.
+        SystemExit: 1, if one of them is not finite.
     """
     results = broadcast_object_list([results])[0]
     found = numbers_in(results)
@@ -55,9 +55,10 @@ def agree(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def score_line(results: dict[str, Any]) -> str:
-    """One line: where the run is, and its scores."""
-    scores = {name: value for name, value in numbers_in(results).items() if name.startswith("eval_")}
+    """The epoch, the step and the scores in one line."""
+    scores = {n: value for n, value in numbers_in(results).items() if n.startswith("eval_")}
     words = [f"{name.removeprefix('eval_')} {value:.4f}" for name, value in scores.items()]
-    words[:1] = [f"epoch {round(results['epoch'], 2):g}, step {results['step']}: {''.join(words[:1])}"]
-    # in a file it stays one line
+    place = f"epoch {round(results['epoch'], 2):g}, step {results['step']}: "
+    words[:1] = [place + "".join(words[:1])]
+    # only a terminal needs it wrapped
     return fit(words, shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000, 4)

@@ -1,4 +1,4 @@
-"""Own files, and data sets by name, as splits: every row of a file is a row, every cell is read as it is written."""
+"""Reads files and named data sets; every row is kept and every cell stays as it is written."""
 
 import glob
 import json
@@ -18,58 +18,62 @@ from no_trainer.folder import checksum, to_disk
 from no_trainer.launch import say
 from no_trainer.messages import stop, under_way
 
-Parsed = tuple[pa.Table, Sequence[int], list[str]]  # the columns, the line of each row, what to say of the reading
+Parsed = tuple[pa.Table, Sequence[int], list[str]]  # columns, line of each row, notes for the user
 
 
 def read_dataset(source: str, config: str | None) -> dict[str, Dataset]:
-    """The splits of a data set of the hub or of a folder; the cells of .csv and .json files are as in own files."""
+    """The splits of a data set on the hub or in a folder; `read_files` reads its .csv and .json."""
     builder = attempt(source, lambda: load_dataset_builder(source, config))
     kind = type(builder).__module__.rpartition(".")[2]
     if kind == "cache":  # the hub does not answer
         if "/" not in source:
             stop(
-                f"--dataset_name {source}: there is no such folder, and the hub does not answer; what datasets' cache "
-                "has under this name may be another folder's"
+                f"--dataset_name {source}: there is no such folder, and the hub does not answer; "
+                "the data cached under this name may come from another folder"
             )
         say(f"warning: the hub does not answer; {source} is read from datasets' cache")
     files = getattr(builder.config, "data_files", None) or {}
     local = all(os.path.exists(file) for named in files.values() for file in named)
     if kind in ("csv", "json") and local and not builder.info.features:
-        return {str(split): read_files([str(file) for file in named], []) for split, named in files.items()}
+        return {str(split): read_files(list(map(str, named)), []) for split, named in files.items()}
     options = {"keep_default_na": False} if kind == "csv" else {}
     return dict(attempt(source, lambda: load_dataset(source, config, **options)))
 
 
 def attempt(source: str, load: Callable[[], Any]) -> Any:
-    """What `load` loads; stops, and names the `source`, where it cannot."""
+    """What `load` returns; if it fails, the run stops with a message that names `source`."""
+    failures = (OSError, ValueError, RuntimeError, TypeError, datasets.exceptions.DatasetsError)
     try:
         return load()
-    except (OSError, ValueError, RuntimeError, TypeError, datasets.exceptions.DatasetsError) as error:
+    except failures as error:
         stop(f"{source} could not be read: {error.__cause__ or error}")
 
 
 def read_files(files: list[str], columns: list[str]) -> Dataset:
-    """The rows of all files, one after the other; with several files, only `columns` of them, if those are known."""
+    """The rows of all files in order. Of several files, only `columns` are kept, if given."""
     parts = [read_file(file) for file in files]
     if columns and len(files) > 1:
-        parts = [part.select_columns([name for name in part.column_names if name in columns]) for part in parts]
-    for name in parts[0].column_names:  # whole numbers in one file and fractions in another are numbers in both
-        kinds = {part.features[name].dtype for part in parts if isinstance(part.features.get(name), Value)}
+        kept = [[name for name in part.column_names if name in columns] for part in parts]
+        parts = [part.select_columns(names) for part, names in zip(parts, kept, strict=True)]
+    for name in parts[0].column_names:  # int64 in one file, float64 in another: all float64
+        features = [part.features.get(name) for part in parts]
+        kinds = {feature.dtype for feature in features if isinstance(feature, Value)}
         if kinds == {"int64", "float64"}:
             parts = [part.cast_column(name, Value("float64")) for part in parts]
     for file, part in zip(files, parts, strict=True):
         if part.features != parts[0].features:
             hint = "" if columns else "; --text_column_names says which are needed"
-            stop(f"{file} has the columns {part.features}, but {files[0]} has {parts[0].features}{hint}")
+            first = f"{files[0]} has {parts[0].features}"
+            stop(f"{file} has the columns {part.features}, but {first}{hint}")
     return concatenate_datasets(parts)
 
 
 def read_file(file: str) -> Dataset:
-    """One file; it is parsed once, with every cell of a .csv or .tsv as text, and kept in datasets' cache."""
+    """The rows of one file, parsed once and then cached; cells of .csv and .tsv files are text."""
     if file.lower().endswith(".parquet"):
         return attempt(file, lambda: load_dataset("parquet", data_files=glob.escape(file), split="train"))
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "run_glue_no_trainer"
-    # what is read and what reads it is in the name, and so is the sum of what was read, which tells a damaged file
+    # named after checksums of the file, its reader and the table: no stale or damaged one is used
     content = "-".join(map(checksum, (Path(file), Path(__file__), Path(cells.__file__))))
     name = f"{content}-{os.path.splitext(file)[1].lower()[1:]}"
     found = (kept for kept in cache.glob(f"{name}-*.arrow") if kept.stem.endswith(checksum(kept)))
@@ -82,7 +86,7 @@ def read_file(file: str) -> Dataset:
 
 
 def keep(table: pa.Table, cache: Path, name: str) -> Path:
-    """Write a table into the cache, whole or not at all; returns its file."""
+    """Write a table to the cache atomically; returns its file."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         descriptor, aside = tempfile.mkstemp(dir=cache)
@@ -96,7 +100,7 @@ def keep(table: pa.Table, cache: Path, name: str) -> Path:
 
 
 def no_cache(error: OSError) -> NoReturn:
-    """Stop where datasets' cache cannot be written."""
+    """Stop because the datasets cache cannot be written."""
     stop(f"the cache of datasets cannot be written: {error}; HF_HOME names a folder for it")
 
 
@@ -104,7 +108,8 @@ def parse(file: str) -> Parsed:
     """The table in a .csv, .tsv, .json or .jsonl file."""
     try:
         with under_way(f"reading {file}"):
-            table, lines, notes = (parse_json if ".json" in file.lower()[-6:] else cells.read_cells)(file)
+            read = parse_json if ".json" in file.lower()[-6:] else cells.read_cells
+            table, lines, notes = read(file)
     except UnicodeDecodeError as error:
         stop(f"{file} is not UTF-8: {error}; save it as UTF-8")
     except (ValueError, RecursionError) as error:  # of JSON
@@ -115,7 +120,7 @@ def parse(file: str) -> Parsed:
 
 
 def place_of(files: list[str], row: int) -> str:
-    """Where a row of `read_files` stands, in words: the file and its line, counted with the header."""
+    """The file and line (header included) of a row of `read_files`, for messages."""
     for file in files:
         is_table = file.lower().endswith(".parquet")
         lines = range(1, len(read_file(file)) + 1) if is_table else parse(file)[1]
@@ -126,8 +131,9 @@ def place_of(files: list[str], row: int) -> str:
 
 
 def parse_json(file: str) -> Parsed:
-    """The values of JSON lines, of a list of objects or one under `data`, or of columns; null where missing."""
-    text, place, rows, lines, line, before = Path(file).read_bytes().decode("utf-8-sig").rstrip(), 0, [], [], 1, 0
+    """The rows of JSON lines, or of one JSON value (see `unfold`); missing values are null."""
+    text = Path(file).read_bytes().decode("utf-8-sig").rstrip()
+    place, rows, lines, line, before = 0, [], [], 1, 0
     decoder, space, notes = json.JSONDecoder(), re.compile(r"\s*"), []
     while place < len(text):
         begin = space.match(text, place).end()
@@ -138,45 +144,49 @@ def parse_json(file: str) -> Parsed:
     if len(rows) == 1:
         rows, lines, notes = unfold(file, rows[0])
     if wrong := [number for number, row in enumerate(rows) if not isinstance(row, dict)]:
-        stop(f'{file}, row {wrong[0] + 1} is not an object such as {{"text": "...", "label": "..."}}')
+        stop(f'{file}, row {wrong[0] + 1} is not an object such as {{"text": "...", "label": "x"}}')
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {}
     for name in names:
         try:
             columns[name] = to_arrow([row.get(name) for row in rows])
         except UnicodeEncodeError:
-            halves = (number for number, row in enumerate(rows) if re.search("[\ud800-\udfff]", str(row.get(name))))
-            stop(f"{file}, line {lines[next(halves)]}: {name} holds half of a character (such as \\ud800)")
+            half = re.compile("[\ud800-\udfff]")
+            texts = (str(row.get(name)) for row in rows)
+            line = next(n for n, text in zip(lines, texts, strict=True) if half.search(text))
+            stop(f"{file}, line {line}: {name} holds half of a character (such as \\ud800)")
     return pa.table(columns), lines, notes
 
 
 def unfold(file: str, whole: Any) -> tuple[list[Any], Sequence[int], list[str]]:
-    """The rows of a file that is one JSON value: a list of objects, one under `data`, or columns by name."""
+    """The rows of one JSON value: a list of objects, a list under `data`, or columns by name."""
     notes: list[str] = []
     if isinstance(whole, dict) and isinstance(whole.get("data"), list):
         whole = whole["data"]
     elif isinstance(whole, dict) and whole:
         columns = list(whole.values())
-        if all(isinstance(column, dict) for column in columns):  # as pandas writes them, by row number
+        if all(isinstance(column, dict) for column in columns):  # pandas writes {row: value}
             columns = [list(column.values()) for column in columns]
         lengths = {len(column) if isinstance(column, list) else -1 for column in columns}
         if len(lengths) == 1 and min(lengths) > 1:
             whole = [dict(zip(whole, row, strict=True)) for row in zip(*columns, strict=True)]
             notes = [f"its values are read as columns of {len(whole)} rows"]
         elif min(lengths) >= 0 and len(lengths) > 1:
-            stop(f"{file}: its values look like columns, but have different lengths ({', '.join(map(str, lengths))})")
+            found = ", ".join(map(str, lengths))
+            stop(f"{file}: its values look like columns, but have different lengths ({found})")
     rows = whole if isinstance(whole, list) else [whole]
     return rows, range(1, len(rows) + 1), notes
 
 
 def to_arrow(values: list) -> pa.Array:
-    """Booleans, whole numbers, numbers and lists where all values are such; objects as they are; the rest as text."""
+    """Values of one type as that type; mixtures with lists or objects as JSON bytes, others as text."""
     kinds = {type(value) for value in values} - {type(None)}
     numbers = kinds == {bool} or kinds <= {int, float}
     if kinds == {str} or (kinds and (numbers or kinds & {list, dict})):
         try:
             return pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # a whole number that is too large; a mixture
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # too large, or mixed
             if kinds & {list, dict}:
-                return pa.array([None if value is None else json.dumps(value).encode() for value in values])
-    return pa.array([v if v is None or isinstance(v, str) else json.dumps(v) for v in values], pa.string())
+                return pa.array([None if v is None else json.dumps(v).encode() for v in values])
+    texts = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+    return pa.array(texts, pa.string())

@@ -1,4 +1,4 @@
-"""The tasks of GLUE, and what is known of any task: its columns, classes and metrics."""
+"""The tasks of GLUE, and the description of any task: its columns, classes and metrics."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ GLUE = {  # task: its text columns in nyu-mll/glue
     "stsb": ["sentence1", "sentence2"],
     "wnli": ["sentence1", "sentence2"],
 }
-CLASSES = {  # what the numbers of its labels stand for there
+CLASSES = {  # task: the names of its labels 0, 1, ...
     "cola": ["unacceptable", "acceptable"],
     "mnli": ["entailment", "neutral", "contradiction"],
     "ax": ["entailment", "neutral", "contradiction"],
@@ -26,11 +26,12 @@ CLASSES = {  # what the numbers of its labels stand for there
     "wnli": ["not_entailment", "entailment"],
 }
 TEST_FILES = {  # task, or a part of one: its file for GLUE's server
-    **{"cola": "CoLA", "mnli": "MNLI-m", "mnli_mm": "MNLI-mm", "mrpc": "MRPC", "qnli": "QNLI", "qqp": "QQP"},
-    **{"rte": "RTE", "sst2": "SST-2", "stsb": "STS-B", "wnli": "WNLI", "ax": "AX"},
+    **{"cola": "CoLA", "mnli": "MNLI-m", "mnli_mm": "MNLI-mm", "mrpc": "MRPC"},
+    **{"qnli": "QNLI", "qqp": "QQP", "rte": "RTE", "sst2": "SST-2"},
+    **{"stsb": "STS-B", "wnli": "WNLI", "ax": "AX"},
 }
-IN_WORDS = ("mnli", "mnli_mm", "qnli", "rte", "ax")  # where the server wants the labels in words
-METRICS = {  # what each task, or kind of own data, is scored with; the tasks not named here by accuracy
+IN_WORDS = ("mnli", "mnli_mm", "qnli", "rte", "ax")  # the server takes these labels as words
+METRICS = {  # task, or kind of own data: its metrics; other tasks have accuracy
     "cola": ["matthews_correlation"],
     "mrpc": ["accuracy", "f1"],
     "qqp": ["accuracy", "f1"],
@@ -40,25 +41,26 @@ METRICS = {  # what each task, or kind of own data, is scored with; the tasks no
     "several classes": ["micro_f1", "macro_f1", "exact_match"],
     "regression": ["mse", "pearson", "spearmanr"],
 }
-ONE, SEVERAL, NUMBER = "single_label_classification", "multi_label_classification", "regression"  # transformers' names
+# the names that transformers gives to the kinds of tasks
+ONE, SEVERAL, NUMBER = "single_label_classification", "multi_label_classification", "regression"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned, from which columns, what the answers are called, and what they are scored with."""
+    """What is learned from which columns, the names of the classes, and the metrics."""
 
     metrics: list[str]
     text_columns: list[str]
     values: list[Any] | None  # of column `label`, by class id; None: regression
-    labels: list[str] | None  # the same classes' names, by class id
-    words: list[str] | None = None  # and these as the data spells them
+    labels: list[str] | None  # names of the classes, by class id; None: regression
+    words: list[str] | None = None  # the same names as the data spells them
     several: bool = False  # a row may have any number of the classes
     mean: float = 0.0  # of the training labels, in regression
     max_length: int = 128  # at which texts are cut, in tokens
     label_column: str = "label"  # the name of column `label` in the data
-    separator: str = "|"  # between the texts of more than two columns, which are read as one
-    best_metric: str = "loss"  # that tells the best model, without `eval_`
-    baseline: dict[str, float] = field(default_factory=dict)  # `baseline_<metric>`, what no model is needed for
+    separator: str = "|"  # joins the texts of more than two columns into one
+    best_metric: str = "loss"  # metric that selects the best model, without `eval_`
+    baseline: dict[str, float] = field(default_factory=dict)  # `baseline_<metric>`: score
 
     @property
     def problem_type(self) -> str:
@@ -66,10 +68,10 @@ class Task:
 
 
 def is_test(split: str) -> bool:
-    """Whether a split is one to be predicted."""
+    """Whether a split is to be predicted."""
     return split.startswith("test") or split == "ax"
 
 
 def suffix(split: str) -> str:
-    """What follows the name of a metric on this split."""
+    """What is appended to the names of metrics on this split."""
     return "_mm" if split == "validation_mismatched" else ""

@@ -1,4 +1,4 @@
-"""What answers are scored with: GLUE's metrics, those of own data, each class's, and the score that needs no model."""
+"""Metrics of GLUE and of own data, scores per class, and the baseline that needs no model."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,14 +26,14 @@ from no_trainer.messages import stop
 
 
 def correlation(measure: Callable, references: np.ndarray, predictions: np.ndarray) -> float:
-    """Pearson's or Spearman's; 0 where it is undefined, for one side is constant."""
+    """Pearson's or Spearman's correlation; 0 where it is undefined because one side is constant."""
     if np.ptp(references) == 0 or np.ptp(predictions) == 0:
         return 0.0
     return measure(references, predictions)[0]
 
 
 class GlueMetric(evaluate.Metric):
-    """GLUE's metrics and those for own data, from scikit-learn and scipy, without `evaluate.load`'s download.
+    """The metrics of GLUE and of own data, without the download that `evaluate.load` needs.
 
     Definitions: Wang et al. 2019, https://arxiv.org/abs/1804.07461, and https://gluebenchmark.com.
     """
@@ -42,7 +42,7 @@ class GlueMetric(evaluate.Metric):
         value: Any = Value("float64" if self.config_name == NUMBER else "int64")
         value = Sequence(value) if self.config_name == SEVERAL else value
         features = Features({"predictions": value, "references": value})
-        # evaluate makes numpy arrays of flat columns alone
+        # evaluate makes NumPy arrays of flat columns only
         form = None if self.config_name == SEVERAL else "numpy"
         return evaluate.MetricInfo(description=self.__doc__, citation="", features=features, format=form)
 
@@ -56,7 +56,7 @@ class GlueMetric(evaluate.Metric):
 
         measures = {
             "accuracy": lambda: accuracy_score(references, predictions),
-            "exact_match": lambda: accuracy_score(references, predictions),  # of several classes: all of them right
+            "exact_match": lambda: accuracy_score(references, predictions),  # every class right
             "f1": lambda: f1("macro", labels=[positive]),
             "macro_f1": lambda: f1("macro"),
             "micro_f1": lambda: f1("micro"),
@@ -69,21 +69,22 @@ class GlueMetric(evaluate.Metric):
 
 
 def compute_metrics(task: Task, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    """The task's metrics of predicted and true values; F1 is that of the second class.
+    """The task's metrics; `f1` is that of the second class in sorted order.
 
-    Both are class ids or numbers, [rows], or for several classes 0 and 1, [rows, classes].
+    Both arrays hold class ids or numbers, [rows]; with several classes, 0 and 1, [rows, classes].
     """
     metric = GlueMetric(config_name=task.problem_type, keep_in_memory=True)
     positive = task.values.index(sorted(task.values)[1]) if "f1" in task.metrics else 0
     if task.problem_type == SEVERAL:
         predictions, references = predictions.astype(np.int64), references.astype(np.int64)
-    return metric.compute(predictions=predictions, references=references, names=task.metrics, positive=positive)
+    options = {"names": task.metrics, "positive": positive}
+    return metric.compute(predictions=predictions, references=references, **options)
 
 
 def score_classes(task: Task, predictions: np.ndarray, references: np.ndarray) -> dict[str, Any]:
-    """`per_class`: precision, recall, F1 and rows of each; `confusion_matrix`: true classes by predicted ones.
+    """`per_class`: precision, recall, F1 and rows; `confusion_matrix`: true by predicted classes.
 
-    Of several classes there is no confusion matrix, of numbers neither. The arguments are those of compute_metrics.
+    The matrix needs one class per row; regression has neither. Takes what compute_metrics takes.
     """
     if task.problem_type == NUMBER:
         return {}
@@ -91,14 +92,16 @@ def score_classes(task: Task, predictions: np.ndarray, references: np.ndarray) -
     names = ("precision", "recall", "f1", "support")
     scores = precision_recall_fscore_support(references, predictions, labels=everything, zero_division=0)
     rows = zip(task.labels, *(column.tolist() for column in scores), strict=True)
-    found: dict[str, Any] = {"per_class": {label: dict(zip(names, row, strict=True)) for label, *row in rows}}
+    per_class = {label: dict(zip(names, row, strict=True)) for label, *row in rows}
+    found: dict[str, Any] = {"per_class": per_class}
     if task.problem_type == ONE:
-        found["confusion_matrix"] = confusion_matrix(references, predictions, labels=everything).tolist()
+        matrix = confusion_matrix(references, predictions, labels=everything)
+        found["confusion_matrix"] = matrix.tolist()
     return found
 
 
 def row_losses(task: Task, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How far each answer is from the label, [rows]: cross-entropy, its mean over several classes, or the distance."""
+    """Each row's loss, [rows]: cross-entropy, its mean over several classes, or absolute error."""
     if task.problem_type == NUMBER:
         return (logits.squeeze(-1) - labels).abs()
     if task.problem_type == SEVERAL:
@@ -116,10 +119,10 @@ ALWAYS = {
 def with_baseline(
     task: Task, train_data: Dataset, eval_data: dict[str, Dataset], metric_for_best_model: str | None
 ) -> Task:
-    """The task with its baseline, and with the metric that tells the best model.
+    """The task with its baseline scores and the metric that selects the best model.
 
-    The baseline always gives the training data's commonest class, of several classes each one's commoner answer, and
-    of numbers their mean.
+    The baseline always predicts the training data's commonest class, each class's commoner answer
+    if a row may have several, or the mean.
     """
     floor = {}
     for name, split in eval_data.items():
@@ -132,10 +135,11 @@ def with_baseline(
         answers = np.broadcast_to(answer, references.shape)
         values = compute_metrics(task, answers, references)
         floor |= {f"baseline_{metric}{suffix(name)}": value for metric, value in values.items()}
-    names = ["loss", *task.metrics] + [f"{name}_mm" for name in ("loss", *task.metrics) if len(eval_data) > 1]
+    names = ["loss", *task.metrics]
+    names += [f"{name}_mm" for name in names if len(eval_data) > 1]
     name = (metric_for_best_model or task.metrics[0]).removeprefix("eval_")
     if name not in names:
-        stop(f"--metric_for_best_model {name}: there are {', '.join(names)}")
+        stop(f"--metric_for_best_model {name}: must be one of {', '.join(names)}")
     known = [f"{metric.removeprefix('baseline_')} {value:.4f}" for metric, value in floor.items()]
     if known:
         say(f"baseline ({ALWAYS[task.problem_type]}): {', '.join(known)}")

@@ -1,18 +1,18 @@
-"""Pictures for the card, where matplotlib is installed."""
+"""Draws the pictures of the card, if matplotlib is installed."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-MOST = 30  # classes of a confusion matrix that can still be read
+MOST = 30  # more classes than this make a confusion matrix unreadable
 
 
 def draw_curve(file: Path, lines: list[dict[str, Any]], metric: str, baseline: float | None) -> bool:
-    """The losses and the task's metric by optimizer step; `lines` are those of log.jsonl. Returns whether it drew."""
+    """Plot the losses and the metric in `lines` of log.jsonl by step; returns whether it could."""
     try:
         from matplotlib.figure import Figure
-    except ImportError:  # it is not there, or was built for another NumPy
+    except ImportError:  # not installed, or built for another NumPy
         return False
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     losses, scores = figure.subplots(1, 2)
@@ -29,7 +29,7 @@ def draw_curve(file: Path, lines: list[dict[str, Any]], metric: str, baseline: f
 
 
 def draw_confusion(file: Path, labels: list[str], matrix: list[list[int]] | None) -> bool:
-    """True classes by predicted ones, in shares of the true class, with the rows' numbers. Returns whether it drew."""
+    """Plot true by predicted classes, coloured by share; returns whether it could."""
     if not matrix or len(labels) > MOST:
         return False
     try:
@@ -50,6 +50,7 @@ def draw_confusion(file: Path, labels: list[str], matrix: list[list[int]] | None
     for true, predicted in np.ndindex(*counts.shape):
         if counts[true, predicted]:
             color = "white" if shares[true, predicted] > 0.5 else "black"
-            axis.text(predicted, true, f"{counts[true, predicted]}", ha="center", va="center", color=color, size=8)
+            number = f"{counts[true, predicted]}"
+            axis.text(predicted, true, number, ha="center", va="center", color=color, size=8)
     figure.savefig(file)
     return True

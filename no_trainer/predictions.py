@@ -1,4 +1,4 @@
-"""Answers as files: the table of new rows, what GLUE's server takes, and the rows that the model got most wrong."""
+"""Writes answers to files: predictions, GLUE's submission, and the worst mistakes."""
 
 import csv
 import os
@@ -15,13 +15,13 @@ from no_trainer.launch import say
 from no_trainer.metrics import row_losses
 from no_trainer.run import Run
 
-CHUNK = 10_000  # rows that are in memory as Python objects
+CHUNK = 10_000  # rows held in memory as Python objects
 
 
 def write_answers(run: Run, task: Task, name: str, split: Dataset, logits: torch.Tensor, shares: torch.Tensor) -> None:
-    """The answers to the rows of a split: predict_results.csv, or the file of GLUE's server.
+    """Write the answers for a split: predict_results.csv, or a file for GLUE's server.
 
-    `logits`, and `shares`, the probabilities: [rows, classes].
+    `logits` and the probabilities, `shares`, are [rows, classes].
     """
     args, folder = run.args, Path(run.args.output_dir)
     if args.task_name:
@@ -36,53 +36,58 @@ def write_answers(run: Run, task: Task, name: str, split: Dataset, logits: torch
 
 
 def answer_rows(task: Task, split: Dataset, logits: torch.Tensor, shares: torch.Tensor) -> Iterator[list[Any]]:
-    """The header, then each row: its number, texts and label, if it has one; the answer and the probabilities."""
+    """The header, then each row: number, texts, label if it has one, answer, probabilities."""
     labelled = "label" in split.column_names
     header = ["row", *task.text_columns, *(["label"] * labelled), "prediction"]
-    yield header + (["probability", *(f"probability_{label}" for label in task.labels)] if task.labels else [])
+    if task.labels:
+        header += ["probability", *(f"probability_{label}" for label in task.labels)]
+    yield header
     for first in range(0, len(split), CHUNK):
         rows = slice(first, first + CHUNK)
         columns = [split[rows][name] for name in task.text_columns]
         columns += [[spell(task, label) for label in split[rows]["label"]]] if labelled else []
-        answers = zip(named(task, logits[rows]), sure(task, shares[rows]), shares[rows].tolist(), strict=True)
+        part = shares[rows]
+        answers = zip(named(task, logits[rows]), sure(task, part), part.tolist(), strict=True)
         for number, (answer, share, each) in enumerate(answers, first):
             cells = [number + 1, *(column[number - first] for column in columns), answer]
             yield cells + ([share, *each] if task.labels else [])
 
 
 def named(task: Task, logits: torch.Tensor) -> list[Any]:
-    """The answers as they are written: a name, several with bars between them, or a number."""
+    """The answers as they are written: a class name, several names joined by bars, or a number."""
     if task.problem_type == NUMBER:
         return logits[:, 0].tolist()
     if task.problem_type == SEVERAL:
-        return [
-            "|".join(name for name, one in zip(task.labels, row, strict=True) if one > 0) for row in logits.tolist()
-        ]
+        rows = [zip(task.labels, row, strict=True) for row in logits.tolist()]
+        return ["|".join(name for name, logit in row if logit > 0) for row in rows]
     return [task.labels[index] for index in logits.argmax(-1).tolist()]
 
 
 def sure(task: Task, shares: torch.Tensor) -> list[float]:
-    """The probability of each answer; of several classes that of the one that is least sure."""
+    """The probability of each answer; with several classes, that of the least certain one."""
     if task.problem_type == SEVERAL:
         return torch.maximum(shares, 1 - shares).min(-1).values.tolist()
     return shares.max(-1).values.tolist()
 
 
 def spell(task: Task, label: Any) -> Any:
-    """A label of the data as the answers are written."""
+    """A label of the data, written like the answers."""
     if task.problem_type == NUMBER:
         return label
     names = dict(zip(map(str, task.values), task.labels, strict=True))
-    return "|".join(names[str(one)] for one in label) if task.problem_type == SEVERAL else names[str(label)]
+    if task.problem_type == SEVERAL:
+        return "|".join(names[str(one)] for one in label)
+    return names[str(label)]
 
 
 def write_mistakes(
     run: Run, task: Task, name: str, split: Dataset, logits: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor
 ) -> list[str]:
-    """validation_predictions.csv, the row with the greatest loss first; returns a line on each of the first three."""
+    """Write validation_predictions.csv, greatest loss first; returns a line on the worst three."""
     losses = row_losses(task, logits, labels)
     order = losses.argsort(descending=True, stable=True)
-    header = ["row", *task.text_columns, "label", "prediction", *(["probability"] * bool(task.labels)), "loss"]
+    probability = ["probability"] * bool(task.labels)
+    header = ["row", *task.text_columns, "label", "prediction", *probability, "loss"]
     worst: list[str] = []
 
     def rows() -> Iterator[list[Any]]:
@@ -98,7 +103,8 @@ def write_mistakes(
                 *texts, label, answer = cells[: len(task.text_columns) + 2]
                 if len(worst) < 3 and label != answer:
                     answer = f"{answer:.4g}" if task.problem_type == NUMBER else answer
-                    worst.append(f"row {part[place] + 1}: {label}, predicted {answer}: {' / '.join(map(str, texts))}")
+                    text = " / ".join(map(str, texts))
+                    worst.append(f"row {part[place] + 1}: {label}, predicted {answer}: {text}")
                 yield [int(part[place]) + 1, *cells]
 
     write(Path(run.args.output_dir) / f"validation_predictions{suffix(name)}.csv", rows(), ",")
@@ -106,7 +112,7 @@ def write_mistakes(
 
 
 def write(file: Path, rows: Iterable[list[Any]], delimiter: str) -> None:
-    """Write a table, whole or not at all."""
+    """Write a table atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.partial")
     try:
@@ -118,17 +124,18 @@ def write(file: Path, rows: Iterable[list[Any]], delimiter: str) -> None:
 
 
 def server_rows(task: Task, part: str, logits: torch.Tensor) -> Iterator[list[Any]]:
-    """The file of GLUE's server for this part of the benchmark."""
+    """The rows of the file for GLUE's server; `part` is a task, or a part of one."""
     yield ["index", "prediction"]
     if task.problem_type == NUMBER:
-        yield from ([index, f"{min(max(value, 0), 5):.3f}"] for index, value in enumerate(logits[:, 0].tolist()))
+        values = logits[:, 0].tolist()
+        yield from ([index, f"{min(max(value, 0), 5):.3f}"] for index, value in enumerate(values))
         return
     answers = task.words if part in IN_WORDS else task.values
     yield from ([index, answers[k]] for index, k in enumerate(logits.argmax(-1).tolist()))
 
 
 def pack_submission(folder: Path) -> None:
-    """submission.zip, as GLUE's server takes it, once the files of all tasks are there."""
+    """Write submission.zip for GLUE's server once the files of all tasks are there."""
     files = [folder / f"{name}.tsv" for name in TEST_FILES.values()]
     if all(file.exists() for file in files):
         with zipfile.ZipFile(folder / "submission.zip", "w", zipfile.ZIP_DEFLATED) as archive:

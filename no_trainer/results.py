@@ -1,4 +1,4 @@
-"""The end of a run: the model first, then the results, then what the run does not depend on."""
+"""Ends a run: saves the model first, then the results, and last what may fail."""
 
 import json
 import shutil
@@ -29,30 +29,34 @@ from no_trainer.predictions import write_answers, write_mistakes
 from no_trainer.run import Run, end_trackers, numbers_in, read_log
 from no_trainer.weights import save_files
 
-SHOWN = 20  # classes in the summary
+SHOWN = 20  # most classes in the summary
 
 
 def all_results(run: Run, task: Task, last: bool) -> dict[str, Any]:
-    """What is known about the run: scores (at the `last` those of the best model), baselines, times, settings."""
+    """The run's scores, baselines, times and settings; `last`: with the best model's scores."""
     args, progress = run.args, run.progress
     results: dict[str, Any] = progress.results | task.baseline
     if progress.best:
         if args.load_best_model_at_end and last:
-            results |= {name: value for name, value in progress.best.items() if name.startswith("eval_")}
+            results |= {n: value for n, value in progress.best.items() if n.startswith("eval_")}
         results |= {f"best_{name}": progress.best[name] for name in ("step", "epoch")}
         results[f"best_{task.best_metric}"] = progress.best[f"eval_{task.best_metric}"]
     if progress.step:
-        rows, seconds = progress.step * progress.settings["global_batch_size"], time.perf_counter() - run.begun
+        rows = progress.step * progress.settings["global_batch_size"]
+        seconds = time.perf_counter() - run.begun
         losses = [loss for _, loss, _ in progress.recent]  # since the last line of the log
-        results["train_loss"] = (progress.loss_total + sum(losses)) / max(progress.loss_count + len(losses), 1)
-        results |= {"train_runtime": round(seconds, 3), "train_samples_per_second": round(rows / seconds, 2)}
-    versions = {m.__name__: m.__version__ for m in (torch, transformers, accelerate, datasets, evaluate)}
+        total, count = progress.loss_total + sum(losses), progress.loss_count + len(losses)
+        results["train_loss"] = total / max(count, 1)
+        results["train_runtime"] = round(seconds, 3)
+        results["train_samples_per_second"] = round(rows / seconds, 2)
+    libraries = (torch, transformers, accelerate, datasets, evaluate)
+    versions = {library.__name__: library.__version__ for library in libraries}
     return results | progress.settings | {"versions": versions}
 
 
 def share_model(run: Run, model: torch.nn.Module, tokenizer: Tokenizer, task: Task, message: str) -> None:
-    """Save the model as it is now, with its card, and begin to upload them."""
-    finish_upload(run)  # it reads the files that are about to be written
+    """Save the model as it is now, with its card, and start to upload both."""
+    finish_upload(run)  # an earlier upload may still read the files that change here
     run.files |= set(save_files(run, model, tokenizer))
     if run.accelerator.is_main_process:
         describe_model(run, model, task, all_results(run, task, last=False))
@@ -63,7 +67,7 @@ def save_results(run: Run, model: torch.nn.Module, tokenizer: Tokenizer, task: T
     """Save the model, if it was trained, then all_results.json; returns the results."""
     finish_upload(run)
     results = all_results(run, task, last=True)
-    if run.args.output_dir and run.progress.step:  # else the model is where it was
+    if run.args.output_dir and run.progress.step:  # otherwise nothing was trained
         run.files |= set(save_files(run, model, tokenizer))
     if run.args.output_dir and run.accelerator.is_main_process:
         file = Path(run.args.output_dir) / "all_results.json"
@@ -72,12 +76,12 @@ def save_results(run: Run, model: torch.nn.Module, tokenizer: Tokenizer, task: T
         except OSError as error:
             stop(f"{file} could not be written: {error}; the model is saved.", code=1)
         run.files.add(file.name)
-        (Path(run.args.output_dir) / BEST).unlink(missing_ok=True)  # it is the model now
+        (Path(run.args.output_dir) / BEST).unlink(missing_ok=True)  # it is in the saved model now
     return results
 
 
 def write_results(file: Path, results: dict[str, Any]) -> None:
-    """Write all_results.json, whole or not at all."""
+    """Write all_results.json atomically."""
     aside = file.with_name(f".{file.name}.partial")
     written = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     aside.write_text(written, encoding="utf-8", errors="backslashreplace")
@@ -85,17 +89,18 @@ def write_results(file: Path, results: dict[str, Any]) -> None:
 
 
 def describe_model(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any]) -> None:
-    """The card, with pictures where matplotlib can draw them; no failure of theirs ends the run."""
+    """Write the card, with pictures if matplotlib is there; a failure does not stop the run."""
     folder, metric = Path(run.args.output_dir), task.metrics[0]
     baseline, matrix = task.baseline.get(f"baseline_{metric}"), results.get("eval_confusion_matrix")
     lines = optional("log.jsonl cannot be read", lambda: read_log(folder)) or []
-    curve, confusion, card = folder / "training_curve.png", folder / "confusion_matrix.png", folder / "README.md"
+    curve, confusion = folder / "training_curve.png", folder / "confusion_matrix.png"
+    card = folder / "README.md"
     if optional("no picture of the curve", lambda: draw_curve(curve, lines, metric, baseline)):
         run.files.add(curve.name)
     if optional("no picture of the confusion matrix", lambda: draw_confusion(confusion, task.labels, matrix)):
         run.files.add(confusion.name)
     if card.exists() and not is_card(card):
-        say(f"warning: {show(str(card))} is not a model card and stays as it is; this run has written none")
+        say(f"warning: {show(str(card))} is not a model card and stays as it is; no card written")
         return
     bare = run.accelerator.unwrap_model(model, keep_torch_compile=False)
     if optional("no card", lambda: write_card(run, bare, task, results, lines)):
@@ -105,13 +110,13 @@ def describe_model(run: Run, model: torch.nn.Module, task: Task, results: dict[s
 def tell_mistakes(
     run: Run, task: Task, splits: dict[str, Dataset], probabilities: Callable[[Task, torch.Tensor], torch.Tensor]
 ) -> None:
-    """Write the predictions for the validation data, the worst first, and say the first three."""
+    """Write the validation predictions, worst first, and note the first three mistakes."""
     if not run.args.output_dir or not run.accelerator.is_main_process:
         return
     for name, (logits, labels) in run.predictions.items():
         shares = probabilities(task, logits)
         work = lambda: write_mistakes(run, task, name, splits[name], logits, labels, shares)  # noqa: E731
-        run.mistakes += optional("the predictions for the validation data could not be written", work) or []
+        run.mistakes += optional("the validation predictions could not be written", work) or []
 
 
 def write_predictions(
@@ -123,7 +128,7 @@ def write_predictions(
     shares: torch.Tensor,
     scores: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write the answers to the rows of a split; returns its `scores` as `test_<metric>`, where it has labels."""
+    """Write the answers for a split; returns its `scores`, if any, as `test_<metric>`."""
     found = {f"test_{metric}{name.removeprefix('test')}": value for metric, value in scores.items()}
     if run.accelerator.is_main_process:
         try:
@@ -136,11 +141,11 @@ def write_predictions(
 
 
 def finish(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any]) -> dict[str, Any]:
-    """Write the card, upload what there is, sum the run up, and close what it has open; returns the results."""
+    """Write the card, upload, print the summary and close the trackers; returns the results."""
     if run.args.output_dir and run.accelerator.is_main_process:
         if any(name.startswith("test_") for name in results):
             file = Path(run.args.output_dir) / "all_results.json"
-            optional("the scores of the test data could not be added", lambda: write_results(file, results))
+            optional("the test scores could not be added", lambda: write_results(file, results))
         if run.progress.step:
             describe_model(run, model, task, results)
         if run.args.push_to_hub:
@@ -152,33 +157,36 @@ def finish(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any]
 
 
 def summary(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any]) -> str:
-    """What a person wants to know at the end: the scores, the worst class, where the model is, and what to do next;
-    then the classes and the worst mistakes, as many as a screen holds.
+    """The scores, the worst class, where the model is and the next command; then the classes and
+    the worst mistakes, as many as fit on a screen.
     """
     args, classes = run.args, results.get("eval_per_class", {})
     columns, rows = shutil.get_terminal_size((100, 40)) if sys.stdout.isatty() else (100, 40)
     lines = score_lines(results)
     if classes:
         worst = min(classes, key=lambda label: classes[label]["f1"])
-        lines.append(f"the worst class is {short(worst, 40)}, with an f1 of {classes[worst]['f1']:.4f}")
+        f1 = classes[worst]["f1"]
+        lines.append(f"the worst class is {short(worst, 40)}, with an f1 of {f1:.4f}")
     if "train_runtime" in results:
         minutes, seconds = divmod(round(results["train_runtime"]), 60)
-        rate = results["train_samples_per_second"]
-        steps = many(results["step"], "step")
-        lines.append(f"{steps} in {minutes} min {seconds} s, {rate:g} rows a second, evaluations included")
+        steps = f"{many(results['step'], 'step')} in {minutes} min {seconds} s"
+        rate = f"{results['train_samples_per_second']:g} rows a second"
+        lines.append(f"{steps}, {rate}, evaluations included")
     if args.output_dir:
         there = ["model"] * bool(results["step"]) + ["checkpoints"] * bool(args.checkpointing_steps)
         there += ["predictions"] * args.do_predict
-        lines.append(f"{', '.join(there)}{' and ' * bool(there)}results are in {show(args.output_dir)}")
+        saved = ", ".join(there) + " and " * bool(there)
+        lines.append(f"{saved}results are in {show(args.output_dir)}")
     else:
         lines.append("nothing is saved without an --output_dir")
     if run.repository:
         lines.append(f"the model is at {huggingface_hub.constants.ENDPOINT}/{run.repository}")
     if args.output_dir and results["step"] and "training_curve.png" not in run.files:
-        lines.append("no pictures are in the card: pip install matplotlib")
+        lines.append("the card has no pictures: pip install matplotlib")
     if args.output_dir and results["step"] and hasattr(model, "save_pretrained"):
         question = {"text": "...", "text_pair": "..."} if len(task.text_columns) == 2 else "..."
-        ask = f'print(pipeline("text-classification", {literal(args.output_dir)})({literal(question)}))'
+        model_name = literal(args.output_dir)
+        ask = f'print(pipeline("text-classification", {model_name})({literal(question)}))'
         lines.append(f"to ask it: python -c {quote(f'from transformers import pipeline; {ask}')}")
     if classes:
         lines += class_lines(classes, min(SHOWN, max(5, rows - len(lines) - 8)))
@@ -189,14 +197,15 @@ def summary(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any
 
 
 def short(text: str, columns: int) -> str:
-    """A name or text of the user's in so many columns."""
+    """A text in one line of at most `columns` characters."""
     shown = show(" ".join(text.split()))
     return shown if len(shown) <= columns else f"{shown[: columns - 3]}..."
 
 
 def score_lines(results: dict[str, Any]) -> list[str]:
-    """Each score, beside its baseline where there is one."""
-    found = {name: value for name, value in numbers_in(results).items() if name.startswith(("eval_", "test_"))}
+    """A table of the scores, with their baselines if they have one."""
+    numbers, kinds = numbers_in(results), ("eval_", "test_")
+    found = {name: value for name, value in numbers.items() if name.startswith(kinds)}
     lines = [f"{'':24}{'score':>10}{'baseline':>10}"] * bool(found)
     for name, value in found.items():
         metric = name.removeprefix("eval_")
@@ -206,7 +215,7 @@ def score_lines(results: dict[str, Any]) -> list[str]:
 
 
 def class_lines(classes: dict[str, dict[str, float]], most: int) -> list[str]:
-    """Precision, recall, F1 and rows of each class; of many classes of those with the lowest F1."""
+    """Precision, recall, F1 and rows of each class, or of the `most` with the lowest F1."""
     worst = sorted(classes, key=lambda label: classes[label]["f1"])[:most]
     chosen = classes if len(classes) <= most else worst
     title = "class" if len(classes) <= most else f"the {most} worst of {len(classes)}"

@@ -1,4 +1,4 @@
-"""What is learned from, before it is: a table of the data, and a line on each thing that often is a mistake."""
+"""Reviews the data before training: a table, and a warning for each common mistake."""
 
 import textwrap
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from no_trainer.messages import many
 
 
 def review(splits: dict[str, Dataset], data: dict[str, Dataset], task: Task) -> str:
-    """Say what the data is, as texts and tokenized, and what looks wrong with it; returns the table."""
+    """Print and return a table of the tokenized `data`, and warn of what looks wrong."""
     table = describe(data, task)
     say(table)
     warn_of_texts(splits, task)
@@ -22,7 +22,7 @@ def review(splits: dict[str, Dataset], data: dict[str, Dataset], task: Task) -> 
 
 
 def describe(data: dict[str, Dataset], task: Task) -> str:
-    """A table of what will be trained on: rows, tokens, how many texts are cut, and the shares of the classes."""
+    """A table of the splits: rows, tokens, how many texts are cut, and the largest classes."""
     width = max(map(len, data)) + 2
     lines = [f"{'':{width}}{'rows':>9}{'tokens: median':>18}{'95 %':>7}{'max':>8}{'cut':>8}"]
     classes = []
@@ -32,32 +32,35 @@ def describe(data: dict[str, Dataset], task: Task) -> str:
         tokens = numbers(split, "length")
         middle, high = np.percentile(tokens, [50, 95])
         cut = int((tokens > task.max_length).sum())
-        lines.append(f"{name:{width}}{len(tokens):>9,}{middle:>18.0f}{high:>7.0f}{tokens.max():>8,}{cut:>8,}")
+        rows = f"{name:{width}}{len(tokens):>9,}"
+        lines.append(f"{rows}{middle:>18.0f}{high:>7.0f}{tokens.max():>8,}{cut:>8,}")
     text = f"text: {' + '.join(task.text_columns)}, cut at {task.max_length} tokens; labels:"
     return "\n".join([*lines, text, *classes])
 
 
 def describe_labels(split: Dataset, task: Task) -> list[str]:
-    """The shares of the largest classes, or the range of the numbers."""
+    """The shares of the five largest classes; for regression, the range and the mean."""
     if "labels" not in split.column_names:
         return ["to be predicted"]
     labels = numbers(split, "labels")
     if task.problem_type == NUMBER:
         return [f"{labels.min():.3g} to {labels.max():.3g}", f"mean {labels.mean():.3g}"]
-    counts = labels.sum(0) if task.problem_type == SEVERAL else np.bincount(labels, minlength=len(task.labels))
+    several = task.problem_type == SEVERAL
+    counts = labels.sum(0) if several else np.bincount(labels, minlength=len(task.labels))
     largest = np.argsort(-counts, kind="stable")[:5]
     shares = [f"{task.labels[i]} {counts[i] / len(labels):.1%}" for i in largest]
     return shares + [f"and {len(counts) - 5} more"] * (len(counts) > 5)
 
 
 def fit(parts: Sequence[str], columns: int, indent: int) -> str:
-    """The parts with commas between them, in lines of so many columns that break between two of them."""
+    """The parts joined by commas, in lines of at most `columns` that break between parts only."""
     whole = ", ".join(part.replace(" ", "\0") for part in parts)
-    return textwrap.fill(whole, columns, subsequent_indent=" " * indent, break_long_words=False).replace("\0", " ")
+    lines = textwrap.fill(whole, columns, subsequent_indent=" " * indent, break_long_words=False)
+    return lines.replace("\0", " ")
 
 
 def warn_of_texts(splits: dict[str, Dataset], task: Task) -> None:
-    """Say how many rows stand in training and validation, and how many texts have two labels."""
+    """Warn of validation texts that are also in the training data, and of texts with two labels."""
     if "train" not in splits:
         return
     train, labels = hash_texts(splits["train"], task.text_columns), splits["train"]["label"][:]
@@ -70,21 +73,23 @@ def warn_of_texts(splits: dict[str, Dataset], task: Task) -> None:
     if (twice := texts[labels_of > 1]).size:
         row = splits["train"][int(np.flatnonzero(np.isin(train, twice))[0])]
         text = textwrap.shorten(row[task.text_columns[0]] or "", 50, placeholder=" ...")
-        say(f"warning: {many(twice.size, 'text')} of the training data with more than one label, such as {text!r}")
+        found = f"{many(twice.size, 'text')} of the training data"
+        say(f"warning: {found} with more than one label, such as {text!r}")
 
 
 def hash_texts(data: Dataset, columns: list[str]) -> np.ndarray:
-    """A number for the texts of each row, [rows]; the same for the same texts, in this process."""
-    return np.fromiter(map(hash, zip(*(data[column][:] for column in columns), strict=True)), np.int64, len(data))
+    """A hash of the texts of each row, [rows], valid in this process only."""
+    rows = zip(*(data[column][:] for column in columns), strict=True)
+    return np.fromiter(map(hash, rows), np.int64, len(data))
 
 
 def warn_of_length(data: dict[str, Dataset], task: Task) -> None:
-    """Say where most texts are cut, and at which --max_length few would be."""
+    """Warn of splits in which most texts are cut, with a --max_length that would hold 95 %."""
     for name, split in data.items():
         tokens = numbers(split, "length")
         if (cut := int((tokens > task.max_length).sum())) * 2 > len(tokens):
             most = int(np.percentile(tokens, 95))
             say(
-                f"warning: {cut:,} of the {len(tokens):,} texts of the {name} data are cut at {task.max_length} "
-                f"tokens; --max_length {most} would hold 95 % of them"
+                f"warning: {cut:,} of the {len(tokens):,} texts of the {name} data are cut at "
+                f"{task.max_length} tokens; --max_length {most} would hold 95 % of them"
             )

@@ -1,4 +1,4 @@
-"""The weights of the model: whole, of the best evaluation, and as the files that others load."""
+"""Collects the weights, keeps those of the best evaluation, and saves the model."""
 
 import contextlib
 import math
@@ -20,19 +20,21 @@ from no_trainer.run import Run
 
 
 def whole_weights(run: Run, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The weights by their names in the bare model; where each process has a share of them, only the first has all."""
+    """The weights by their names in the bare model; sharded ones on the main process only."""
     weights = run.accelerator.get_state_dict(model) or {}
     if run.accelerator.device.type == "xla":
         weights = {name: weight.cpu() for name, weight in weights.items()}
-    return {name.replace("_orig_mod.", ""): weight for name, weight in weights.items()}  # torch.compile's addition
+    # torch.compile adds a prefix
+    return {name.replace("_orig_mod.", ""): weight for name, weight in weights.items()}
 
 
 def note_best(run: Run, model: torch.nn.Module, task: Task, latest: dict[str, Predictions]) -> None:
-    """Note whether the latest evaluation is the best so far; if so, keep its weights for --load_best_model_at_end.
+    """Note whether the latest evaluation is the best; --load_best_model_at_end keeps its weights.
 
-    The predictions that are kept are those of the model that will be saved.
+    The predictions that are kept are those of the model that will be saved in the end.
     """
-    progress, name, best_is_saved = run.progress, f"eval_{task.best_metric}", run.args.load_best_model_at_end
+    progress, name = run.progress, f"eval_{task.best_metric}"
+    best_is_saved = run.args.load_best_model_at_end
     sign = -1 if task.best_metric.startswith(("loss", "mse")) else 1
     better = sign * progress.results[name] > sign * progress.best.get(name, -sign * math.inf)
     if better or not best_is_saved:
@@ -43,7 +45,7 @@ def note_best(run: Run, model: torch.nn.Module, task: Task, latest: dict[str, Pr
     progress.waited = 0
     if best_is_saved:
         weights, aside = whole_weights(run, model), Path(run.args.output_dir) / ".best.partial"
-        once = {weight.data_ptr(): name for name, weight in weights.items()}  # tied weights have several names
+        once = {weight.data_ptr(): name for name, weight in weights.items()}  # tied weights only once
         weights = {name: weights[name] for name in once.values()}
 
         def write() -> None:
@@ -53,33 +55,36 @@ def note_best(run: Run, model: torch.nn.Module, task: Task, latest: dict[str, Pr
                 aside.replace(aside.with_name(BEST))
 
         if not together(run.accelerator, write, aside, needed=progress.step < run.max_steps):
-            return  # the best is the one before, the only one whose weights there are
+            return  # the last best stays the best: only its weights are saved
     progress.best = progress.results
 
 
 def load_best(run: Run, model: torch.nn.Module, task: Task) -> None:
-    """Give the model the weights of the best evaluation; if they are gone, the model stays that of the last step."""
+    """Load the weights of the best evaluation; if they are gone, keep those of the last step."""
     best = run.progress.best
     run.accelerator.wait_for_everyone()
     try:
         weights = load_file(Path(run.args.output_dir) / BEST)
-    except (OSError, SafetensorError) as error:  # somebody has removed it
-        say(f"warning: the best weights are lost ({error}): the model of the last step is saved instead")
+    except (OSError, SafetensorError) as error:  # somebody may have removed the file
+        say(f"warning: the best weights are lost ({error}): those of the last step are saved")
         run.progress.best, run.predictions = {}, {}
         return
-    say(f"the best model is that of step {best['step']}: {task.best_metric} {best[f'eval_{task.best_metric}']:.4f}")
+    score = f"{task.best_metric} {best[f'eval_{task.best_metric}']:.4f}"
+    say(f"the best model is that of step {best['step']}: {score}")
     bare = run.accelerator.unwrap_model(model, keep_torch_compile=False)
     whole = contextlib.nullcontext()
-    if hasattr(next(bare.parameters()), "ds_id"):  # DeepSpeed's ZeRO-3: each process has a share of each weight
-        import deepspeed  # Accelerate's own GatheredParameters does nothing unless the model was also made in shares
+    if hasattr(next(bare.parameters()), "ds_id"):  # sharded by DeepSpeed's ZeRO-3
+        import deepspeed  # Accelerate's GatheredParameters only works if the model was made sharded
 
         whole = deepspeed.zero.GatheredParameters(list(bare.parameters()), modifier_rank=0)
-    with whole:  # not strict: tied weights are saved once
-        set_model_state_dict(bare, weights, options=StateDictOptions(full_state_dict=True, strict=False))
+    # not strict: tied weights are saved only once
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    with whole:
+        set_model_state_dict(bare, weights, options=options)
 
 
 def save_files(run: Run, model: torch.nn.Module, tokenizer: Tokenizer) -> list[str]:
-    """Write the model and the tokenizer into --output_dir, each file whole or not at all; returns their names."""
+    """Write the model and the tokenizer to --output_dir, each file atomically; returns their names."""
     folder, weights = Path(run.args.output_dir), whole_weights(run, model)
     aside, names = folder / ".model.partial", []
 

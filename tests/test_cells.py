@@ -80,7 +80,7 @@ def test_a_line_that_splits_in_one_way_is_taken_as_it_stands(tmp_path: Path, lin
     """Between rows that are well written, one of them over two lines."""
     rows, said = read(tmp_path, f'text,label\n"a, ""q""\nb",c\n{line}\n5" disk,d\n')
     assert rows == [('a, "q"\nb', "c"), cells, ('5" disk', "d")]
-    assert said.startswith("1 row with a quote out of place: read as they stand")
+    assert said.startswith("1 row with a quote out of place, read as written")
 
 
 def test_a_line_that_splits_in_no_way_or_in_two_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -95,7 +95,7 @@ def test_a_row_over_several_lines_that_could_be_rows_is_told(tmp_path: Path) -> 
     """`"It works,pos` is perhaps a quote that nobody closed: the csv format has it as one cell."""
     rows, said = read(tmp_path, 'text,label\n"It works,pos\nfine,pos\nbad ",neg\n')
     assert len(rows) == 1
-    assert said == "1 row with a quoted cell over several lines, each of which could be a row"
+    assert said == "1 row with a quoted cell over several lines that look like rows"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_row_over_several_lines_that_could_be_rows_is_told(tmp_path: Path) -> 
             "a column without a name and without cells",
         ),
         ("text,label\na,x\nb,y\n,\n,\n", [("a", "x"), ("b", "y")], "empty rows at the end are left out"),
-        ("text,label\na,x,\nb,y\n", [("a", "x"), ("b", "y")], "1 row with an empty cell more than the header"),
+        ("text,label\na,x,\nb,y\n", [("a", "x"), ("b", "y")], "1 row with empty cells beyond the header: ignored"),
         (
             'text, label\na b, "x, y"\nc, z\n',
             [("a b", "x, y"), ("c", "z")],

@@ -164,7 +164,10 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
         lambda f: ["--train_file", f / "good.csv", "--test_file", f / "good.csv"],
         "--do_predict",
     ),
-    "a best metric unknown": (with_flags("--metric_for_best_model", "bleu"), "there are loss, accuracy, macro_f1, f1"),
+    "a best metric unknown": (
+        with_flags("--metric_for_best_model", "bleu"),
+        "must be one of loss, accuracy, macro_f1, f1",
+    ),
     "a file that is not there": (lambda f: ["--train_file", f / "no.csv"], "no.csv: there is no such file"),
     "a glob of nothing": (lambda f: ["--train_file", f / "*.tsv"], "no file has a name like that"),
     "a folder": (lambda f: ["--train_file", f], "is a folder; its files are"),
@@ -188,8 +191,8 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
     "a data set with a script": (with_a_script, "squares could not be read: Dataset scripts are no longer supported"),
     "an empty file": (with_file("t.csv", ""), "t.csv has no rows"),
     "a header alone": (with_file("t.csv", "text,label\n"), "t.csv has no rows"),
-    "no label column": (with_file("t.csv", GOOD.replace("label", "kind")), "--label_column_name chooses another"),
-    "no text column": (with_file("t.csv", "label\na\nb\n"), "no column of text"),
+    "no label column": (with_file("t.csv", GOOD.replace("label", "kind")), "choose another with --label_column_name"),
+    "no text column": (with_file("t.csv", "label\na\nb\n"), "no text column besides 'label'"),
     "a text column misnamed": (
         with_flags("--text_column_names", "txt"),
         "no column 'txt'; its columns are text, label",
@@ -249,11 +252,11 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
     ),
     "a JSON label too large": (
         lambda f: with_file("t.jsonl", jsonl({"text": "x", "label": 0.5}, {"text": "x", "label": 3.41e38}))(f)[:2],
-        "(row 2 of the train data) has the label 3.41e+38, which is not a number to learn (from -1e18 to 1e18)",
+        "(row 2 of the train data) has the label 3.41e+38, which is not a number from -1e18 to 1e18",
     ),
     "words for a model of numbers": (
         lambda f: [*with_model(a_number)(f)[:2], "--validation_file", f / "good.csv", "--num_train_epochs", 0],
-        "of the validation data) has the label 'b', which is not a number to learn",
+        "of the validation data) has the label 'b', which is not a number from",
     ),
     "parquet that is none": (with_file("t.parquet", b"PAR1"), "t.parquet could not be read"),
     "parquet labels that are lists": (

@@ -93,7 +93,7 @@ def test_an_unknown_metric_is_answered_with_those_there_are(
 ) -> None:
     with pytest.raises(SystemExit):
         run(*own_files, "--metric_for_best_model", "bleu", "--output_dir", tmp_path / "out")
-    assert "--metric_for_best_model bleu: there are loss, accuracy, macro_f1, f1" in capsys.readouterr().err
+    assert "--metric_for_best_model bleu: must be one of loss, accuracy, macro_f1, f1" in capsys.readouterr().err
 
 
 def test_an_evaluation_of_broken_weights_is_an_error(

@@ -57,9 +57,9 @@ def test_json_booleans_are_classes(tmp_path: Path) -> None:
         (["bug", "Bug", "b"], "the labels 'Bug' and 'bug' differ only in capitals or spaces"),
         (["bug", " bug", "b"], "the labels ' bug' and 'bug' differ only in capitals or spaces"),
         (["a  b", "A b", "a b", "c"], "the labels 'A b' and 'a  b' and 'a b' differ only"),
-        (["1", "2", "3", "4", "n/a"], "most labels are numbers; 'n/a' makes classes of all of them"),
-        (["1,5", "2,0"], "the labels look like numbers; with a decimal point"),
-        ([str(stars) for stars in range(9)], "whole numbers are classes; with a decimal point"),
+        (["1", "2", "3", "4", "n/a"], "most labels are numbers; because of 'n/a', all are classes"),
+        (["1,5", "2,0"], "labels with a decimal comma are classes; to predict numbers, write 1.5"),
+        ([str(stars) for stars in range(9)], "whole numbers are classes; --do_regression predicts them as numbers"),
         ([str(stars) for stars in range(5)], ""),
     ],
 )

@@ -131,7 +131,7 @@ def test_rows_with_labels_that_say_nothing_are_predicted_all_the_same(
     only = ["--model_name_or_path", trained, "--num_train_epochs", 0, "--do_predict", "--test_file", file]
     results = run(*only, "--output_dir", tmp_path / "out")
     assert not [name for name in results if name.startswith("test_")]
-    assert "not all known to the model: it is predicted, but not scored" in capsys.readouterr().out
+    assert "not all known to the model, so it is not scored" in capsys.readouterr().out
     assert [row["prediction"] for row in table(tmp_path / "out" / "predict_results.csv")] == ["positive", "negative"]
 
 

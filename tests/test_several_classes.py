@@ -80,7 +80,7 @@ def test_from_lists_to_answers(
         assert one["support"] == true[:, index].sum()
     assert "eval_confusion_matrix" not in results
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "A class is predicted from a probability of 0.5 on." in card
+    assert "A class is predicted if its probability is above 0.5." in card
     assert "top_k=None" in card
     if epochs > 1:
         assert sum(answers.values()) > 1.5  # of the last row: no softmax over the classes

@@ -34,7 +34,7 @@ def test_the_columns_that_pandas_adds_are_no_text(tmp_path: Path) -> None:
     [
         ("text,label\na,1\nb,1\n", None, "only one class, '1'"),
         ("text,kind\na,1\n", None, "the train data has no column 'label'; its columns are text, kind"),
-        ("label\n1\n2\n", None, "no column of text"),
+        ("label\n1\n2\n", None, "no text column besides 'label'"),
         ("text,label\n", None, "t.csv has no rows"),
         ("", None, "t.csv has no rows"),
         ("text,label\na,x\nb,\n", None, "t.csv, line 3 (row 2 of the train data) has no label"),
@@ -73,7 +73,7 @@ def test_the_first_rows_of_a_sorted_file_have_but_one_class(tmp_path: Path, caps
     PartialState()
     file = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"row {row}", "ab"[row > 20]) for row in range(40)])
     load(file, max_train_samples=10)
-    assert "the rows that --max_train_samples leaves are of one class" in capsys.readouterr().out
+    assert "--max_train_samples leaves rows of one class" in capsys.readouterr().out
     load(file, max_train_samples=30)
     assert "of one class" not in capsys.readouterr().out
 
@@ -359,7 +359,7 @@ def test_rows_whose_label_is_said_to_be_none_are_left_out_and_counted(
     assert found["train"] == [f"row {n}" for n in range(12) if n % 4]
     out = capsys.readouterr().out
     for split in ("train", "validation"):
-        assert f"3 rows of the {split} data left out: the label -1 says that there is none" in out
+        assert f"3 rows of the {split} data left out: the label -1 means no label" in out
 
 
 def test_a_cached_data_set_of_the_same_name_is_not_taken_in_silence(
