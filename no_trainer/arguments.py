@@ -56,11 +56,13 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], fl
 
     def parse(text: str) -> float:
         try:
+            if "_" in text or not text.isascii():  # which Python reads as digits and a person may not
+                raise ValueError(text)
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"takes a {'whole ' * (kind is int)}number, not {text!r}") from None
         if not low <= value <= min(high, sys.float_info.max):
-            most = f" and at most {high:g}" if high < math.inf else ""
+            most = f" and at most {high:g}" if high < MOST or value > high else ""
             raise argparse.ArgumentTypeError(f"must be at least {low:g}{most}, not {text}")
         return value
 
@@ -76,7 +78,8 @@ def true_or_false(text: str) -> bool:
 
 
 YES_OR_NO = {"yes": "true", "on": "true", "no": "false", "off": "false"}
-POSITIVE, COUNT, AMOUNT = number(int, 1), number(int, 0), number(float, 0)
+MOST = 10**9  # steps, rows or epochs
+POSITIVE, COUNT, AMOUNT = number(int, 1, MOST), number(int, 0, MOST), number(float, 0)
 SWITCH: dict[str, Any] = {
     "nargs": "?", "const": True, "default": False, "type": true_or_false, "metavar": "true",
 }  # fmt: skip
@@ -242,6 +245,8 @@ def read_config(file: str, parser: argparse.ArgumentParser) -> list[str]:
         if not all(isinstance(value, yaml.ScalarNode) for value in values):
             stop(f"--config {file}: {key} takes one value, such as a word or a number (line {line})")
         words = [str(value.value) for value in values]
+        if listed and any(word.startswith("-") for word in words):
+            stop(f"--config {file}: {key} has a value that begins with - (line {line}), which would be read as a flag")
         if actions[key].type is true_or_false:  # YAML's other words for them
             words = [YES_OR_NO.get(word.lower(), word) for word in words]
         empty = node.tag == "tag:yaml.org,2002:null"

@@ -112,7 +112,7 @@ def read_header(file: str, line: str) -> tuple[Format, list[str], list[str]]:
         stop(f"{file}, line 1: {error}")
     if len(names) > 1 and all(name.startswith(" ") for name in names[1:]):
         form.skip_space = True
-        names = next(form.rows([line]))
+        names = next(form.rows([line], strict=False))
         notes.append("the space after each separator is ignored")
     if spaced := [name for name in names if name != name.strip()]:
         notes.append(f"the column {spaced[0]!r} is read as {spaced[0].strip()!r}")

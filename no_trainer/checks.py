@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from no_trainer.folder import WRITTEN, checkpoints, is_free
+from no_trainer.folder import BEST, WRITTEN, checkpoints, is_free
 from no_trainer.glue import GLUE
 from no_trainer.messages import stop
 
@@ -46,9 +46,12 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
             check_word(flag, word)
     if not args.model_name_or_path:
         stop("--model_name_or_path is needed: a hub id such as bert-base-cased or a local folder with a model")
+    for flag in ("model_name_or_path", "tokenizer_name", "dataset_name"):
+        if max(map(len, os.fsencode(getattr(args, flag) or "").split(b"/"))) > 255:
+            stop(f"--{flag} {getattr(args, flag)}: no file or repository has a name as long as that")
     for flag in ("model_name_or_path", "tokenizer_name"):
         if name := getattr(args, flag):
-            if re.match(r"[./~]", name) and not Path(name).is_dir():
+            if re.match(r"[./~]", name) and not os.path.isdir(name):
                 stop(f"--{flag} {name}: there is no such folder")
             check_model_folder(flag, Path(name))
     for flag in ("--train_file", "--validation_file", "--test_file", "--text_column_names"):
@@ -77,6 +80,8 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
         args.text_column_names = [name.strip() for name in ",".join(args.text_column_names).split(",")]
         if len(set(args.text_column_names) - {""}) != len(args.text_column_names):
             stop(f"--text_column_names {','.join(args.text_column_names)}: takes columns as in a,b, each once")
+        if args.label_column_name and "label" in args.text_column_names:
+            stop("--text_column_names: rename the column 'label', which is not the one of the labels here")
         if (args.label_column_name or "label") in args.text_column_names:
             stop(f"--text_column_names: {args.label_column_name or 'label'} is the column of the labels")
     if args.checkpointing_steps not in (None, "epoch") and not re.fullmatch(r"[1-9]\d*", args.checkpointing_steps):
@@ -93,6 +98,8 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
 
 def check_model_folder(flag: str, folder: Path) -> None:
     """Whether the files of a local model hold what their names promise, as far as that can be seen at once."""
+    if not os.path.isdir(folder):  # a name on the hub
+        return
     if pipes := [path for path in folder.glob("*") if path.is_fifo()]:
         stop(f"--{flag} {folder}: {pipes[0].name} there is a pipe, not a file")
     for name in ("config.json", *TOKENIZER_FILES):
@@ -116,9 +123,12 @@ def check_model_folder(flag: str, folder: Path) -> None:
 
 def remembers(memory: Any) -> bool:
     """Whether this is the memory of a trained model: {"text_columns": ["text"], "max_length": 128}."""
-    columns = memory.get("text_columns") if isinstance(memory, dict) else None
+    if not isinstance(memory, dict):
+        return False
+    columns = memory.get("text_columns")
     named = isinstance(columns, list) and all(isinstance(column, str) for column in columns)
-    named = named and isinstance(memory.get("label_column", "label"), str)
+    label = memory.get("label_column", "label")
+    named = named and isinstance(label, str) and len({label, *columns}) == len(columns) + 1
     return named and isinstance(memory.get("max_length"), int) and memory["max_length"] > 0
 
 
@@ -162,6 +172,8 @@ def check_word(flag: str, word: object) -> None:
 def check_output_dir(folder: Path, args: argparse.Namespace) -> None:
     """Whether a run may begin, or go on, in this folder."""
     try:
+        if len(folder.parts) > 500:
+            stop(f"--output_dir {str(folder)[:50]}...: {len(folder.parts)} folders inside one another are too many")
         if os.path.lexists(folder) and not os.path.exists(folder):
             stop(f"--output_dir {folder}: is a link to nothing")
         os.lstat(folder)
@@ -183,8 +195,8 @@ def check_output_dir(folder: Path, args: argparse.Namespace) -> None:
 
 def check_contents(folder: Path, args: argparse.Namespace) -> None:
     """Whether what is in --output_dir leaves room for a run, and would not be lost to it."""
-    for name in [*WRITTEN, "glue_no_trainer", "glue"]:
-        path, wanted = folder / name, "file" if name in WRITTEN else "folder"
+    for name in [*WRITTEN, BEST, "glue_no_trainer", "glue"]:
+        path, wanted = folder / name, "folder" if name.startswith("glue") else "file"
         if os.path.lexists(path) and not (path.is_file() if wanted == "file" else path.is_dir()):
             stop(f"--output_dir {folder}: {name} there is not a {wanted}, and this run has to write one of that name")
     training = trains(args)
@@ -201,6 +213,6 @@ def check_contents(folder: Path, args: argparse.Namespace) -> None:
     if not resume and (folder / "log.jsonl").exists():
         go_on = "continue it with --resume_from_checkpoint latest if it has checkpoints"
         stop(f"--output_dir {folder} holds an earlier run: {go_on}, {instead}")
-    strange = [name for name in WRITTEN if (folder / name).exists()]
+    strange = [name for name in WRITTEN if (folder / name).exists() and not checkpoints(folder)]
     if training and strange and not (folder / "log.jsonl").exists():
         stop(f"--output_dir {folder} has a {strange[0]}, not of a training run of this script; {instead}")

@@ -20,6 +20,10 @@ def find_classes(data: Dataset, told: bool = False) -> tuple[list[Any] | None, l
     Warns of numbers that look like classes, unless the user has `told` that they are not.
     """
     feature = data.features["label"]
+    found = [] if is_list(feature) else data.unique("label")
+    if len(found) == 1:
+        only = feature.names[found[0]] if isinstance(feature, ClassLabel) else str(found[0])
+        stop(f"the training data has only one class, {only!r}; there must be two")
     if isinstance(feature, ClassLabel):
         return list(range(len(feature.names))), list(feature.names)
     labels = data["label"][:]
@@ -29,11 +33,9 @@ def find_classes(data: Dataset, told: bool = False) -> tuple[list[Any] | None, l
             stop("the training data has no class at all: every list of labels is empty")
     elif feature.dtype.startswith("float"):
         if not told:
-            warn_of_numbers(data.unique("label"))
+            warn_of_numbers(found)
         return None, None
     values = sorted(set(labels))
-    if len(values) < 2 and not is_list(feature):
-        stop(f"the training data has only one class, {str(values[0])!r}; there must be two")
     warn_of_labels(Counter(map(str, labels)))
     return values, [str(value) for value in values]
 

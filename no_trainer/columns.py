@@ -77,11 +77,13 @@ def find_text_columns(data: Dataset, label: str = "label") -> list[str]:
     named = [n for n in names if n.lower() not in ROW_NUMBERS and "label" not in n.lower()]
     if not named:
         stop(f"the data has no text column besides {label!r}; name one with --text_column_names")
-    sample = data.select(range(min(len(data), SAMPLE)))
-    texts = {name: cells for name in named if (cells := texts_of(sample, name)) is not None}
+    sample = data.select(range(min(len(data), SAMPLE))).with_format("arrow")[:]
+    strings = [name for name in named if is_string(data.features[name])]
+    texts = {name: [cell or "" for cell in sample.column(name).to_pylist()] for name in strings}
+    texts = {name: cells for name, cells in texts.items() if any(map(str.strip, cells))} or texts
     texts = {name: cells for name, cells in texts.items() if not is_code(cells)} or texts
     if len(texts) > 1 and label in data.column_names:
-        answers = list(map(str, sample[label][:]))
+        answers = list(map(str, sample.column(label).to_pylist()))
         texts = {n: cells for n, cells in texts.items() if not gives_away(cells, answers)} or texts
     found = list(texts or named)[:2]
     if len(found) == 2 and set(map(str.lower, found)) not in PAIRS:
@@ -94,12 +96,9 @@ def find_text_columns(data: Dataset, label: str = "label") -> list[str]:
     return found
 
 
-def texts_of(data: Dataset, name: str) -> list[str] | None:
-    """The cells of a column of strings; None for a column of any other type."""
-    feature = data.features[name]
-    if not isinstance(feature, Value) or "string" not in feature.dtype:
-        return None
-    return [cell or "" for cell in data[name][:]]
+def is_string(feature: Any) -> bool:
+    """Whether a column holds texts; a ClassLabel does not."""
+    return isinstance(feature, Value) and "string" in feature.dtype
 
 
 def is_code(cells: list[str]) -> bool:

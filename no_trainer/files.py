@@ -1,5 +1,6 @@
 """Reads files and named data sets; every row is kept and every cell stays as it is written."""
 
+import dataclasses
 import glob
 import json
 import os
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset, Value, concatenate_datasets, load_dataset, load_dataset_builder
 
 from no_trainer import cells
@@ -23,8 +25,12 @@ Parsed = tuple[pa.Table, Sequence[int], list[str]]  # columns, line of each row,
 
 def read_dataset(source: str, config: str | None) -> dict[str, Dataset]:
     """The splits of a data set on the hub or in a folder; `read_files` reads its .csv and .json."""
+    if any((Path(source) / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        stop(f"--dataset_name {source} was written by save_to_disk; write its splits with to_parquet instead")
     builder = attempt(source, lambda: load_dataset_builder(source, config))
     kind = type(builder).__module__.rpartition(".")[2]
+    if kind == source and not os.path.exists(source):
+        stop(f"--dataset_name {source} is the name of a file format; give files with --train_file")
     if kind == "cache":  # the hub does not answer
         if "/" not in source:
             stop(
@@ -34,19 +40,29 @@ def read_dataset(source: str, config: str | None) -> dict[str, Dataset]:
         say(f"warning: the hub does not answer; {source} is read from datasets' cache")
     files = getattr(builder.config, "data_files", None) or {}
     local = all(os.path.exists(file) for named in files.values() for file in named)
-    if kind in ("csv", "json") and local and not builder.info.features:
+    if kind in ("csv", "json") and local and not has_options(builder):
         return {str(split): read_files(list(map(str, named)), []) for split, named in files.items()}
     options = {"keep_default_na": False} if kind == "csv" else {}
     return dict(attempt(source, lambda: load_dataset(source, config, **options)))
 
 
+def has_options(builder: datasets.DatasetBuilder) -> bool:
+    """Whether the data set's README says more of its files than their names, such as `skiprows: 1`."""
+    usual = ("name", "version", "data_dir", "data_files", "description")
+    options = [field for field in dataclasses.fields(builder.config) if field.name not in usual]
+    return any(getattr(builder.config, field.name) != field.default for field in options)
+
+
 def attempt(source: str, load: Callable[[], Any]) -> Any:
     """What `load` returns; if it fails, the run stops with a message that names `source`."""
-    failures = (OSError, ValueError, RuntimeError, TypeError, datasets.exceptions.DatasetsError)
     try:
         return load()
-    except failures as error:
-        stop(f"{source} could not be read: {error.__cause__ or error}")
+    except MemoryError:
+        raise
+    except Exception as error:  # datasets runs over whatever the files and a README hold
+        cause = error.__cause__ or error
+        known = isinstance(error, (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError))
+        stop(f"{source} could not be read: {'' if known else f'{type(cause).__name__}: '}{str(cause)[:500]}")
 
 
 def read_files(files: list[str], columns: list[str]) -> Dataset:
@@ -71,13 +87,17 @@ def read_files(files: list[str], columns: list[str]) -> Dataset:
 def read_file(file: str) -> Dataset:
     """The rows of one file, parsed once and then cached; cells of .csv and .tsv files are text."""
     if file.lower().endswith(".parquet"):
+        check_parquet(file)
         return attempt(file, lambda: load_dataset("parquet", data_files=glob.escape(file), split="train"))
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "run_glue_no_trainer"
     # named after checksums of the file, its reader and the table: no stale or damaged one is used
     content = "-".join(map(checksum, (Path(file), Path(__file__), Path(cells.__file__))))
     name = f"{content}-{os.path.splitext(file)[1].lower()[1:]}"
     found = (kept for kept in cache.glob(f"{name}-*.arrow") if kept.stem.endswith(checksum(kept)))
-    cached = next(found, None) or keep(parse(file)[0], cache, name)
+    try:
+        cached = next(found, None) or keep(parse(file)[0], cache, name)
+    except pa.ArrowInvalid as error:  # lists in lists in lists
+        stop(f"{file}: {error}")
     with pa.ipc.open_stream(str(cached)) as stream:
         notes = json.loads((stream.schema.metadata or {}).get(b"notes", b"[]"))
     for note in notes:
@@ -104,8 +124,34 @@ def no_cache(error: OSError) -> NoReturn:
     stop(f"the cache of datasets cannot be written: {error}; HF_HOME names a folder for it")
 
 
+def check_parquet(file: str) -> None:
+    """Stop unless a .parquet file is whole, has rows, and has no two columns of one name."""
+    try:
+        about = pq.ParquetFile(file)
+    except (OSError, pa.ArrowException) as error:
+        stop(f"{file} could not be read: {error}")
+    names = about.schema_arrow.names
+    if twice := [name for name in names if names.count(name) > 1]:
+        stop(f"{file} has two columns {twice[0]!r}")
+    if not names or not about.metadata.num_rows:
+        stop(f"{file} has no rows")
+
+
+def check_content(file: str) -> None:
+    """Stop if the first bytes of a file are those of another format than its name says."""
+    with open(file, "rb") as content:
+        head = content.read(64)
+    if head[:2] == b"\x1f\x8b" or head[:4] == b"PK\x03\x04":
+        stop(f"{file} is compressed; unpack it first")
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        stop(f"{file} is UTF-16; save it as UTF-8")
+    if ".json" not in file.lower()[-6:] and head.lstrip(b"\xef\xbb\xbf \r\n").startswith((b"{", b"[{")):
+        stop(f"{file} holds JSON; let its name end in .json or .jsonl")
+
+
 def parse(file: str) -> Parsed:
     """The table in a .csv, .tsv, .json or .jsonl file."""
+    check_content(file)
     try:
         with under_way(f"reading {file}"):
             read = parse_json if ".json" in file.lower()[-6:] else cells.read_cells
@@ -116,6 +162,8 @@ def parse(file: str) -> Parsed:
         stop(f"{file}: {error}")
     if not table.num_rows:
         stop(f"{file} has no rows")
+    if odd := [name for name in table.column_names if "\0" in name]:
+        stop(f"{file}: the column {odd[0]!r} has a null character in its name")
     return table.replace_schema_metadata({"notes": json.dumps(notes)}), lines, notes
 
 
@@ -152,7 +200,7 @@ def parse_json(file: str) -> Parsed:
             columns[name] = to_arrow([row.get(name) for row in rows])
         except UnicodeEncodeError:
             half = re.compile("[\ud800-\udfff]")
-            texts = (str(row.get(name)) for row in rows)
+            texts = (json.dumps(row.get(name), ensure_ascii=False) for row in rows)
             line = next(n for n, text in zip(lines, texts, strict=True) if half.search(text))
             stop(f"{file}, line {line}: {name} holds half of a character (such as \\ud800)")
     return pa.table(columns), lines, notes
@@ -166,7 +214,9 @@ def unfold(file: str, whole: Any) -> tuple[list[Any], Sequence[int], list[str]]:
     elif isinstance(whole, dict) and whole:
         columns = list(whole.values())
         if all(isinstance(column, dict) for column in columns):  # pandas writes {row: value}
-            columns = [list(column.values()) for column in columns]
+            if any(column.keys() != columns[0].keys() for column in columns):
+                stop(f"{file}: its values look like columns, but not all have the same rows")
+            columns = [[column[row] for row in columns[0]] for column in columns]
         lengths = {len(column) if isinstance(column, list) else -1 for column in columns}
         if len(lengths) == 1 and min(lengths) > 1:
             whole = [dict(zip(whole, row, strict=True)) for row in zip(*columns, strict=True)]

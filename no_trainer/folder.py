@@ -56,7 +56,8 @@ def damage(checkpoint: Path) -> str:
         sums = dict(json.loads((checkpoint / "checksums.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return "checksums.json is missing or cannot be read"
-    if missing := sorted(sums.keys() - files_in(checkpoint).keys()):
+    needed = sums.keys() | {"progress.json", "log.jsonl"}
+    if missing := sorted(needed - files_in(checkpoint).keys()):
         return f"it has no {missing[0]}"
     wrong = (name for name, was in sums.items() if checksum(checkpoint / name) != was)
     return next((f"{name} is not as it was written" for name in wrong), "")

@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, List, Sequence, Value
+from datasets import ClassLabel, Dataset, LargeList, List, Sequence, Value
 
+from no_trainer.glue import NUMBER, SEVERAL, Task
 from no_trainer.launch import say
 from no_trainer.messages import many, some, stop
 
 WHOLE = r"-?(0|[1-9]\d*)"  # a whole number that is written as text; 007 is a word
 NUMBERS = {"int64": WHOLE, "float64": r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?"}
+LISTS = (List, LargeList, Sequence)
 Where = Callable[[str, int], str]  # (split, row counted from 0): where that row is, in words
 
 
@@ -33,7 +35,7 @@ def cast(data: Dataset, column: str, kind: str, name: str) -> Dataset:
 
 def inner(feature: Any) -> Any:
     """The feature of the values in a list; a feature that is not a list is returned itself."""
-    return inner(feature.feature) if isinstance(feature, (List, Sequence)) else feature
+    return inner(feature.feature) if isinstance(feature, LISTS) else feature
 
 
 def is_list(feature: Any) -> bool:
@@ -49,6 +51,8 @@ def check_labels(data: Dataset, name: str, where: Where) -> Dataset:
     """
     feature = data.features["label"]
     kind = getattr(inner(feature), "dtype", "object")
+    if is_list(feature):
+        return check_lists(data, name, where)
     if not kind.startswith(("string", "large_string", "int", "uint", "float", "bool")):
         stop(
             f"the labels of the {name} data are of type {kind}; "
@@ -61,10 +65,31 @@ def check_labels(data: Dataset, name: str, where: Where) -> Dataset:
     if isinstance(feature, ClassLabel) and (none := sum(label == -1 for label in labels)):
         say(f"{many(none, 'row')} of the {name} data left out: the label -1 means no label")
         data = data.select([row for row, label in enumerate(labels) if label != -1])
-    if is_list(feature) and isinstance(names := inner(feature), ClassLabel):
-        words = [[names.names[number] for number in row] for row in labels]
-        data = data.remove_columns("label").add_column("label", words)
+    if not len(data):
+        stop(f"no row of the {name} data has a label")
     return data
+
+
+def check_lists(data: Dataset, name: str, where: Where) -> Dataset:
+    """The data with lists as labels; those of a ClassLabel become lists of words. Stops as `check_labels` does."""
+    feature = data.features["label"]
+    if isinstance(feature.feature, LISTS) or not hasattr(inner(feature), "dtype"):
+        stop(f"the labels of the {name} data are lists of {feature.feature}; they may be lists of words")
+    labels, names = data["label"][:], inner(feature)
+    for row, label in enumerate(labels):
+        if label is None or None in label or "" in label:
+            stop(f"{where(name, row)} has no label, or an empty one in its list; a row of no class has []")
+        wrong = [x for x in label if isinstance(names, ClassLabel) and not 0 <= x < len(names.names)]
+        if wrong:
+            stop(f"{where(name, row)} has the label {wrong[0]}; its data set names {len(names.names)} classes")
+    if isinstance(names, ClassLabel):
+        words = [[names.names[number] for number in label] for label in labels]
+        return data.remove_columns("label").add_column("label", words, feature=List(Value("string")))
+    widths, values = {len(label) for label in labels}, {value for label in labels for value in label}
+    repeats = any(len(set(label)) < len(label) for label in labels)
+    if len(widths) == 1 and values <= {0, 1} and not any(isinstance(x, bool) for x in values) and repeats:
+        stop(f"the labels of the {name} data look like a 0 or 1 for each class; give the names of a row's classes")
+    return data.cast_column("label", List(Value("string"))) if names.dtype == "null" else data
 
 
 def name_labels(data: Dataset) -> Dataset:
@@ -82,6 +107,8 @@ def type_labels(splits: dict[str, Dataset], where: Where, as_numbers: bool = Fal
     """
     first = next(iter(splits.values()))
     if is_list(first.features["label"]):
+        if as_numbers:
+            stop("--do_regression: the labels are lists, not numbers")
         return {name: listed(data, name) for name, data in splits.items()}
     kind = first.features["label"].dtype
     if "string" in kind:
@@ -100,7 +127,8 @@ def type_labels(splits: dict[str, Dataset], where: Where, as_numbers: bool = Fal
         if kind in NUMBERS and "string" in getattr(data.features["label"], "dtype", ""):
             labels = data["label"][:]
             for row, label in enumerate(labels):
-                if not re.fullmatch(NUMBERS[kind], label.strip(), re.ASCII):
+                too_long = kind == "int64" and len(label.strip()) > 18
+                if too_long or not re.fullmatch(NUMBERS[kind], label.strip(), re.ASCII):
                     kinds = "whole numbers" if kind == "int64" else "numbers"
                     stop(f"{where(name, row)} has the label {label!r}; the training labels are {kinds}")
             values = np.array(labels, object).astype(kind)
@@ -132,3 +160,42 @@ def check_values(data: Dataset, name: str, values: list[Any] | None, where: Wher
         row, value = next((n, x) for n, x in of_row if x in unknown or x != x)
         why = "is not a number from -1e18 to 1e18" if values is None else "was never trained"
         stop(f"{where(name, row)} has the label {value!r}, which {why}")
+
+
+def to_number(label: Any) -> float:
+    """A label as a number to predict; raises ValueError if it is none that training would take."""
+    written = str(label).strip()
+    if not re.fullmatch(NUMBERS["float64"], written, re.ASCII) or abs(float(written)) > 1e18:
+        raise ValueError(label)
+    return float(written)
+
+
+def check_list(label: Any) -> list:
+    """The label, if it is a list of classes; raises TypeError otherwise: a word would be read by its letters."""
+    if not isinstance(label, list):
+        raise TypeError(label)
+    return label
+
+
+def keep_answers(data: Dataset, name: str, task: Task) -> Dataset:
+    """A test split, with its labels only if the model could predict every one of them."""
+    if "label" not in data.column_names:
+        return data
+    labels = name_labels(data)["label"][:] if -1 not in data["label"][:] else [None]
+    values = task.values or []
+    known = {str(name): value for name, value in zip(task.labels or [], values, strict=True)}
+    known |= {str(word): value for word, value in zip(task.words or [], values, strict=True)}
+    known |= {str(value): value for value in values}
+    try:
+        if task.problem_type == NUMBER:
+            answers = [to_number(label) for label in labels]
+        elif task.problem_type == SEVERAL:
+            answers = [[known[str(word)] for word in check_list(label)] for label in labels]
+        else:  # true and false are words, as in training
+            words = (str(label).lower() if isinstance(label, bool) else str(label) for label in labels)
+            answers = [known[word.strip()] for word in words]
+    except (TypeError, ValueError, KeyError):
+        if any(label not in (None, "", -1) for label in labels):
+            say(f"the labels of the {name} data are not all known to the model, so it is not scored")
+        return data.remove_columns("label")
+    return data.remove_columns("label").add_column("label", answers)

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import gc
+import logging
 import os
 import platform
 import re
@@ -17,6 +18,7 @@ from typing import Any
 
 import accelerate
 import datasets
+import huggingface_hub
 import torch
 import transformers
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, PartialState
@@ -26,12 +28,15 @@ from safetensors import SafetensorError
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from no_trainer.messages import LAUNCHERS, STARTING, show, stop, suggestion
+from no_trainer.messages import LAUNCHERS, STARTING, count, show, stop, suggestion
 
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
     """The devices, the precision and the processes, as the launcher or the flags say."""
     imports_are_done()
+    for name in (*LAUNCHERS, "LOCAL_RANK", *LAUNCHERS.values()):
+        if not re.fullmatch("[0-9]*", value := os.environ.get(name, "")):
+            stop(f"{name} in the environment is {value!r}, not a number, as a launcher would set it; unset it")
     check_tracker(args.report_to, needed=args.with_tracking)
     # several processes on a machine without an accelerator are one run only if Accelerate is told that it is a CPU run
     no_accelerator = not (torch.accelerator.is_available() or accelerate.utils.is_torch_xla_available())
@@ -49,9 +54,11 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
             log_with=args.report_to if args.with_tracking else None,
             project_dir=args.output_dir,
         )
-    except (ValueError, ImportError) as error:  # a precision that this machine has not
+    except (ValueError, ImportError, RuntimeError, AssertionError) as error:  # a precision that this machine has not
         one_machine = "; on one machine that is 127.0.0.1" if "MASTER_ADDR" in str(error) else ""  # mpirun alone
-        stop(f"{error}{one_machine}")
+        named = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
+        given = "; in the environment: " + ", ".join(f"{n}={v}" for n, v in named.items()) if named else ""
+        stop(f"Accelerate cannot start: {error}{one_machine}{given}")
     if torch.distributed.is_initialized():
         atexit.register(PartialState().destroy_process_group)
         # kept to the end: were DDP's the last hold on it, letting it go would wait for gloo's threads, while they may
@@ -92,7 +99,7 @@ def check_tracker(name: str, needed: bool) -> None:
 def check_processes(processes: int) -> None:
     """Whether all processes that the launcher started are in one run."""
     for name in LAUNCHERS:
-        if (started := int(os.environ.get(name) or 1)) > processes:
+        if (started := count(name)) > processes:
             stop(
                 f"{name} says that {started} processes were started, but each of them would train alone. To make one "
                 f"run of them: `accelerate launch --multi_gpu --num_processes {started}` or `torchrun "
@@ -104,7 +111,8 @@ def quieten_libraries(bars: bool) -> None:
     """What they say is said here, or of no use; `bars` leaves those of datasets."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    datasets.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)
+    huggingface_hub.utils.logging.set_verbosity_error()
     if not bars:
         datasets.disable_progress_bars()
 

@@ -61,9 +61,15 @@ def stop(message: str, code: int = 2, alone: bool = False, command: str = "") ->
 def process_number() -> str:
     """Which of a launcher's processes this one is; `0` if it is the first, or the only one."""
     for size, rank in LAUNCHERS.items():
-        if os.environ.get(size, "1") not in ("", "0", "1"):
+        if count(size) > 1:
             return os.environ.get(rank, "0")
     return "0"
+
+
+def count(variable: str) -> int:
+    """A number of processes in the environment; 1 where there is none that can be read."""
+    text = os.environ.get(variable, "")
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 1
 
 
 def show(name: str) -> str:

@@ -4,6 +4,7 @@ import argparse
 import copy
 import inspect
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,17 @@ def load_weights(
         attn_implementation=args.attn_implementation or ("eager" if device.type in ("cpu", "xla") else None),
         use_safetensors=True,  # a pickle could run code
     )
+    body = f"{model.base_model_prefix}."
+    unused = [
+        name
+        for name in loaded["unexpected_keys"]
+        if name.startswith(body) and not re.search("pooler|position_ids", name)
+    ]
+    if unused:
+        say(
+            f"warning: {many(len(unused), 'weight')} of {args.model_name_or_path} have no place in the model that its "
+            f"config.json describes: {some(sorted(unused), len(unused))}"
+        )
     missing = set(loaded["missing_keys"])
     shapes = {name: f"{tuple(there)} there, {tuple(here)} here" for name, there, here in loaded["mismatched_keys"]}
     new = missing | set(shapes)

@@ -38,10 +38,10 @@ def write_answers(run: Run, task: Task, name: str, split: Dataset, logits: torch
 def answer_rows(task: Task, split: Dataset, logits: torch.Tensor, shares: torch.Tensor) -> Iterator[list[Any]]:
     """The header, then each row: number, texts, label if it has one, answer, probabilities."""
     labelled = "label" in split.column_names
-    header = ["row", *task.text_columns, *(["label"] * labelled), "prediction"]
+    others = ["label"] * labelled + ["prediction"]
     if task.labels:
-        header += ["probability", *(f"probability_{label}" for label in task.labels)]
-    yield header
+        others += ["probability", *(f"probability_{label}" for label in task.labels)]
+    yield ["row", *titles(task, others), *others]
     for first in range(0, len(split), CHUNK):
         rows = slice(first, first + CHUNK)
         columns = [split[rows][name] for name in task.text_columns]
@@ -51,6 +51,11 @@ def answer_rows(task: Task, split: Dataset, logits: torch.Tensor, shares: torch.
         for number, (answer, share, each) in enumerate(answers, first):
             cells = [number + 1, *(column[number - first] for column in columns), answer]
             yield cells + ([share, *each] if task.labels else [])
+
+
+def titles(task: Task, others: list[str]) -> list[str]:
+    """The names of the text columns, changed if another column of the table has the same one."""
+    return [f"{name} (text)" if name in ("row", *others) else name for name in task.text_columns]
 
 
 def named(task: Task, logits: torch.Tensor) -> list[Any]:
@@ -87,7 +92,8 @@ def write_mistakes(
     losses = row_losses(task, logits, labels)
     order = losses.argsort(descending=True, stable=True)
     probability = ["probability"] * bool(task.labels)
-    header = ["row", *task.text_columns, "label", "prediction", *probability, "loss"]
+    others = ["label", "prediction", *probability, "loss"]
+    header = ["row", *titles(task, others), *others]
     worst: list[str] = []
 
     def rows() -> Iterator[list[Any]]:

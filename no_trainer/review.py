@@ -9,7 +9,7 @@ from datasets import Dataset
 from no_trainer.glue import NUMBER, SEVERAL, Task, is_test
 from no_trainer.labels import numbers
 from no_trainer.launch import say
-from no_trainer.messages import many
+from no_trainer.messages import many, show
 
 
 def review(splits: dict[str, Dataset], data: dict[str, Dataset], task: Task) -> str:
@@ -48,7 +48,7 @@ def describe_labels(split: Dataset, task: Task) -> list[str]:
     several = task.problem_type == SEVERAL
     counts = labels.sum(0) if several else np.bincount(labels, minlength=len(task.labels))
     largest = np.argsort(-counts, kind="stable")[:5]
-    shares = [f"{task.labels[i]} {counts[i] / len(labels):.1%}" for i in largest]
+    shares = [f"{show(task.labels[i])} {counts[i] / len(labels):.1%}" for i in largest]
     return shares + [f"and {len(counts) - 5} more"] * (len(counts) > 5)
 
 

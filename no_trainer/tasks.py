@@ -16,7 +16,17 @@ from no_trainer.classes import find_classes, match_labels
 from no_trainer.columns import check_columns, choose_label_column, choose_text_columns, count_empty, first_unreadable
 from no_trainer.files import place_of, read_dataset, read_files
 from no_trainer.glue import CLASSES, METRICS, NUMBER, ONE, SEVERAL, Task, is_test
-from no_trainer.labels import cast, check_labels, check_values, inner, is_list, name_labels, numbers, type_labels
+from no_trainer.labels import (
+    cast,
+    check_labels,
+    check_values,
+    inner,
+    is_list,
+    keep_answers,
+    name_labels,
+    numbers,
+    type_labels,
+)
 from no_trainer.launch import say
 from no_trainer.messages import many, stop
 from no_trainer.models import from_pretrained
@@ -54,7 +64,8 @@ def load_data(args: argparse.Namespace, fold: int = 4, folds: int = 10) -> tuple
     for name, data in splits.items():
         limit = limits["test" if is_test(name) else name.split("_")[0]]
         splits[name] = data.select(range(min(limit or len(data), len(data))))
-    if "train" in splits and task.problem_type == ONE and len(splits["train"].unique("label")) < 2:
+    one_class = task.problem_type == ONE and "train" in splits and len(splits["train"].unique("label")) < 2
+    if args.max_train_samples and one_class:
         say("warning: --max_train_samples leaves rows of one class: the file is sorted; shuffle it")
     return splits, task
 
@@ -87,7 +98,7 @@ def read_splits(args: argparse.Namespace, memory: dict[str, Any]) -> dict[str, D
     wanted = ["train", "validation", "validation_matched", "validation_mismatched"]
     wanted += filter(is_test, splits if args.do_predict else [])
     splits = {name: data for name, data in splits.items() if name in wanted}
-    if "train" not in splits:
+    if "train" not in splits and (trains(args) or not splits):
         stop(f"--dataset_name {source} has no split `train`; give its files with --train_file")
     if args.do_predict and not any(is_test(name) for name in splits):
         stop(f"--do_predict: {source} has no split `test`")
@@ -199,26 +210,3 @@ def hold_out(data: Dataset, fold: int, folds: int) -> dict[str, Dataset]:
     say(f"no validation data is given: {share} are held out, stratified by label")
     rest = sorted(set(range(len(data))) - set(held))
     return {"train": data.select(rest), "validation": data.select(sorted(held))}
-
-
-def keep_answers(data: Dataset, name: str, task: Task) -> Dataset:
-    """A test split, with its labels only if the model could predict every one of them."""
-    if "label" not in data.column_names:
-        return data
-    labels = name_labels(data)["label"][:] if -1 not in data["label"][:] else [None]
-    values = task.values or []
-    known = {str(name): value for name, value in zip(task.labels or [], values, strict=True)}
-    known |= {str(word): value for word, value in zip(task.words or [], values, strict=True)}
-    known |= {str(value): value for value in values}
-    try:
-        if task.problem_type == NUMBER:
-            answers = [float(label) for label in labels]
-        elif task.problem_type == SEVERAL:
-            answers = [[known[str(word)] for word in label] for label in labels]
-        else:
-            answers = [known[str(label).strip()] for label in labels]
-    except (TypeError, ValueError, KeyError):
-        if any(label not in (None, "", -1) for label in labels):
-            say(f"the labels of the {name} data are not all known to the model, so it is not scored")
-        return data.remove_columns("label")
-    return data.remove_columns("label").add_column("label", answers)

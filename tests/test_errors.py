@@ -1,5 +1,6 @@
 """Whatever people get wrong: exit code 2, one line with its name and the remedy, no traceback, no output folder."""
 
+import gzip
 import json
 import os
 import pickle
@@ -14,6 +15,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import fresh_accelerate, sentences, write_csv
+from datasets import ClassLabel, Dataset, Features, List, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification
@@ -207,7 +209,7 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
         "--push_to_hub pushes what was trained",
     ),
     "Latin-1": (with_file("t.csv", GOOD.encode() + "Käse,a\n".encode("latin-1")), "can't decode byte 0xe4"),
-    "UTF-16": (with_file("t.csv", GOOD.encode("utf-16")), "t.csv is not UTF-8"),
+    "UTF-16": (with_file("t.csv", GOOD.encode("utf-16")), "t.csv is UTF-16"),
     "one class": (with_file("t.csv", GOOD.replace(",b", ",a")), "only one class, 'a'"),
     "a row without a label": (with_file("t.csv", GOOD + "one,\n"), "t.csv, line 32 (row 31 of the train data) has no"),
     "a label never trained": (
@@ -275,6 +277,112 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
     "a checkpoint that is not there": (with_flags("--resume_from_checkpoint", "nowhere"), "nowhere"),
     "a tracker that is not there": (with_flags("--with_tracking", "--report_to", "comet_ml"), "--report_to comet_ml"),
     "attention unknown": (with_flags("--attn_implementation", "quick"), "quick"),
+}
+
+
+def with_rows(*rows: dict, flags: tuple = ()) -> Callable[[Path], list]:
+    """Flags that train on these rows, among thirty good ones whose labels are lists."""
+    listed = [row | {"label": [row["label"]]} for row in ROWS]
+    return lambda folder: with_file("t.jsonl", jsonl(*listed, *rows), *flags)(folder)[:2] + list(flags)
+
+
+def with_folder(readme: str, **files: str) -> Callable[[Path], list]:
+    """--dataset_name of a folder with these files."""
+
+    def make(folder: Path) -> list:
+        (folder / "data").mkdir()
+        (folder / "data" / "README.md").write_text(readme)
+        for name, text in files.items():
+            (folder / "data" / name.replace("_", ".")).write_text(text)
+        return ["--dataset_name", folder / "data"]
+
+    return make
+
+
+def saved_to_disk(folder: Path) -> list:
+    Dataset.from_list(ROWS).save_to_disk(folder / "data")
+    return ["--dataset_name", folder / "data"]
+
+
+def lists_of(labels: list, count: int = 2) -> Callable[[Path], list]:
+    """Labels that are lists of the numbers of `count` classes."""
+
+    def make(folder: Path) -> list:
+        names = Features({"text": Value("string"), "label": List(ClassLabel(names=list("nopq")[:count]))})
+        rows = {"text": ["good"] * len(labels), "label": labels}
+        Dataset.from_dict(rows, features=names).to_parquet(folder / "t.parquet")
+        return ["--train_file", folder / "t.parquet"]
+
+    return make
+
+
+NO_ROWS = {"text": pa.array([], pa.string()), "label": pa.array([], pa.string())}
+WRONG |= {
+    "JSON in a .csv": (with_file("t.csv", jsonl(*ROWS)), "t.csv holds JSON; let its name end in .json or .jsonl"),
+    "a compressed .csv": (with_file("t.csv", gzip.compress(GOOD.encode())), "t.csv is compressed; unpack it first"),
+    "columns of other rows": (
+        with_file("t.json", json.dumps({"text": {"0": "x", "1": "y"}, "label": {"0": "a", "2": "b"}})),
+        "its values look like columns, but not all have the same rows",
+    ),
+    "a null character in the header": (with_file("t.csv", "te\0xt,label\nx,a\n"), "has a null character in its name"),
+    "half a character in a list": (
+        with_rows(dict(ROWS[0], label=["\ud800"])),
+        "t.jsonl, line 31: label holds half of a character",
+    ),
+    "a column nested too deep": (
+        with_file("t.jsonl", jsonl(*(row | {"x": json.loads("[" * 200 + "]" * 200)} for row in ROWS))),
+        "t.jsonl: ",
+    ),
+    "a list of labels with null": (
+        with_rows({"text": "x", "label": ["a", None]}),
+        "line 31 (row 31 of the train data)",
+    ),
+    "lists of lists of labels": (
+        with_file("t.jsonl", jsonl(*(row | {"label": [["a"]]} for row in ROWS))),
+        "the labels of the train data are lists of List(Value('string'))",
+    ),
+    "0 or 1 for each class": (
+        lambda f: with_file("t.jsonl", jsonl(*({"text": "x", "label": [1, n % 2, 0]} for n in range(30))))(f)[:2],
+        "look like a 0 or 1 for each class; give the names",
+    ),
+    "lists to predict numbers from": (with_rows(flags=("--do_regression",)), "--do_regression: the labels are lists"),
+    "no class -1 in a list": (lists_of([[0], [-1], [1, 0]] * 9), "has the label -1; its data set names 2 classes"),
+    "a label longer than any number": (
+        lambda f: [
+            *with_file("t.csv", "text,label\n" + "x,0\ny,1\n" * 9)(f)[:2],
+            *with_validation("text,label\nx," + "9" * 20 + "\n")(f)[2:],
+        ],
+        "has the label '99999999999999999999'",
+    ),
+    "all labels the same number": (
+        lambda f: with_file("t.csv", "text,label\n" + "x,1.5\ny,1.5\n" * 9)(f)[:2],
+        "the training data has only one class, '1.5'",
+    ),
+    "a data set that save_to_disk wrote": (saved_to_disk, "was written by save_to_disk"),
+    "a README whose YAML is broken": (with_folder("---\nconfigs: [\n---\n", train_csv=GOOD), "could not be read"),
+    "a data set by the name of a format": (lambda f: ["--dataset_name", "csv"], "is the name of a file format"),
+    "a parquet without rows": (with_parquet(NO_ROWS), "t.parquet has no rows"),
+    "a text column called label": (
+        lambda f: [
+            *with_file("t.csv", "label,cat\nx,a\ny,b\n")(f)[:2],
+            "--label_column_name",
+            "cat",
+            "--text_column_names",
+            "label",
+        ],
+        "rename the column 'label'",
+    ),  # fmt: skip
+    "a value that looks like a flag": (with_config("text_column_names: [text, --seed, 7]"), "text_column_names"),
+    "digits of another script": (with_flags("--seed", "\u0663"), "takes a whole number"),
+    "more steps than anybody waits for": (with_flags("--max_train_steps", "1e30".replace("e30", "0" * 30)), "at most"),
+    "a folder in folders in folders": (with_flags("--output_dir", "x/" * 1500), "--output_dir"),
+    "a name of 300 letters": (with_flags("--model_name_or_path", "m" * 300), "--model_name_or_path"),
+    "best weights that are a folder": (
+        lambda f: ((f / "used" / "best.safetensors").mkdir(parents=True), with_flags("--output_dir", f / "used")(f))[
+            1
+        ],
+        "best.safetensors there is not a file",
+    ),
 }
 
 

@@ -168,6 +168,9 @@ def test_two_processes_count_every_row_once_and_learn_the_same(
     assert two.returncode == 0, two.stderr
     first, second = results(tmp_path / "one"), results(tmp_path / "two")
     assert second["global_batch_size"] == 8
+    assert second["eval_confusion_matrix"] == first.pop("eval_confusion_matrix")
+    for label, scores in first.pop("eval_per_class").items():
+        assert second["eval_per_class"][label] == pytest.approx(scores, abs=1e-5), label
     for name in first:
         if name.startswith(("eval_", "baseline_", "train_loss")):
             assert second[name] == pytest.approx(first[name], abs=1e-5), name

@@ -153,8 +153,8 @@ def test_out_of_memory_later_on_is_told_with_what_goes_on(own_files: list, tiny_
     assert ended.returncode == 1
     (error,) = ended.stderr.splitlines()
     assert error.startswith("run_glue_no_trainer.py: error: out of memory: OutOfMemoryError: CUDA out of memory.")
-    assert f"To go on from {tmp_path / 'out' / 'step_6'} with half the batch: " in error
-    command = error.partition("half the batch: ")[2].removesuffix(" Earlier checkpoints are as they were.")
+    assert "step_6 with half the batch: " in error
+    command = error.partition("half the batch: ")[2]
     assert "--per_device_train_batch_size 4 --gradient_accumulation_steps 2" in command
     again = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert again.returncode == 0, again.stderr

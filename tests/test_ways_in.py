@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -98,7 +99,11 @@ def test_mpirun(own_files: list, tiny_model: Path, tmp_path: Path) -> None:
         pytest.skip("there is no mpirun")
     flags = ["--model_name_or_path", tiny_model, *own_files, "--max_train_steps", 2, "--output_dir", tmp_path / "out"]
     mpi = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable)
-    ended = launch(*flags, launcher=mpi, env={"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ended = launch(*flags, launcher=mpi, env=address | {"ACCELERATE_USE_CPU": "true"})
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("training for 2 steps of 16 rows") == 1
 
