@@ -1,4 +1,4 @@
-"""The flags that the training does not read, and how all flags are read: from the command line and from --config."""
+"""The flags that training does not read, and the parser of all flags and of --config."""
 
 import argparse
 import contextlib
@@ -16,7 +16,7 @@ from no_trainer.checks import check_arguments, check_word
 from no_trainer.glue import GLUE
 from no_trainer.messages import EARLIER, STARTING, open_streams, stop, suggestion, under_way
 
-MEANT = {  # flags that other scripts have, several to a line: what they are here
+MEANT = {  # flags of other scripts, separated by spaces: what to use here
     "lr": "--learning_rate",
     "epochs num_epochs": "--num_train_epochs",
     "batch_size train_batch_size per_device_batch_size per_gpu_train_batch_size": "--per_device_train_batch_size",
@@ -37,13 +37,13 @@ MEANT = {  # flags that other scripts have, several to a line: what they are her
     "save_steps save_strategy": "--checkpointing_steps",
     "resume": "--resume_from_checkpoint latest",
     "optim": "an edit of the script: AdamW is one line of `main`",
-    "run_name": "the name of --output_dir",
+    "run_name": "the name of the folder in --output_dir",
     "predict_file": "--test_file, with --do_predict",
-    "validation_split_percentage": "a tenth of the rows, where there is no --validation_file",
+    "validation_split_percentage": "10 % of the rows, if there is no --validation_file",
     "group_by_length": "on unless --no_group_by_length is given",
     "use_fast_tokenizer": "on unless --use_slow_tokenizer is given",
-    "do_train": "what it does unless --num_train_epochs is 0",
-    "do_eval evaluate": "what it does after each epoch",
+    "do_train": "always on, unless --num_train_epochs is 0",
+    "do_eval evaluate": "always on, after each epoch",
     "text_column_delimiter": "not needed: --text_column_names a,b,c joins the columns",
     "eval_strategy evaluation_strategy eval_steps": "after each epoch; or examples/edits/evaluate_every.patch",
     "gradient_checkpointing": "an edit of the script: examples/edits/gradient_checkpointing.patch",
@@ -52,7 +52,7 @@ MEANT = {  # flags that other scripts have, several to a line: what they are her
 
 
 def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
-    """An argparse type: an int or float from low to high."""
+    """An argparse type: an int or float from low to high, both included."""
 
     def parse(text: str) -> float:
         try:
@@ -60,7 +60,8 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], fl
                 raise ValueError(text)
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"takes a {'whole ' * (kind is int)}number, not {text!r}") from None
+            wanted = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"takes {wanted}, not {text!r}") from None
         if not low <= value <= min(high, sys.float_info.max):
             most = f" and at most {high:g}" if high < MOST or value > high else ""
             raise argparse.ArgumentTypeError(f"must be at least {low:g}{most}, not {text}")
@@ -73,20 +74,19 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], fl
 def true_or_false(text: str) -> bool:
     """An argparse type for a switch that is followed by a word."""
     if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"takes true or false (or nothing, which means true), not {text!r}")
+        raise argparse.ArgumentTypeError(f"takes true or false, or no value for true, not {text!r}")
     return text.lower() == "true"
 
 
 YES_OR_NO = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 MOST = 10**9  # steps, rows or epochs
 POSITIVE, COUNT, AMOUNT = number(int, 1, MOST), number(int, 0, MOST), number(float, 0)
-SWITCH: dict[str, Any] = {
-    "nargs": "?", "const": True, "default": False, "type": true_or_false, "metavar": "true",
-}  # fmt: skip
+SWITCH: dict[str, Any] = {"nargs": "?", "const": True, "default": False, "metavar": "true"}
+SWITCH["type"] = true_or_false
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """--help with the defaults that say something."""
+    """--help with each default that is a value, not None or False."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34, width=100)
@@ -95,22 +95,23 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
         return getattr(action.type, "metavar", action.dest.upper())
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return super()._get_help_string(action) if action.default not in (None, False) else action.help
+        has_default = action.default not in (None, False)
+        return super()._get_help_string(action) if has_default else action.help
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that knows the flags of data, output and the hub, and answers a mistake in one line.
+    """A parser with the flags of data, output and the hub, and errors of one line.
 
-    The script adds those of `model` and `training` that it reads.
+    The script adds the flags that it reads to the groups `model` and `training`.
     """
 
     def __init__(self, description: str) -> None:
-        usage = "%(prog)s --model_name_or_path MODEL (--task_name TASK | --train_file FILE) [--output_dir DIR] [...]"
+        data = "(--task_name TASK | --train_file FILE)"
+        usage = f"%(prog)s --model_name_or_path MODEL {data} [--output_dir DIR] [...]"
         super().__init__(description=description, usage=usage, formatter_class=Help, allow_abbrev=False)
         self._optionals.title = "general"
-        self.add_argument(
-            "--config", metavar="FILE.yaml", help="flags from a YAML file; the command line wins over it"
-        )
+        config = "flags from a YAML file; those of the command line win"
+        self.add_argument("--config", metavar="FILE.yaml", help=config)
         add_data_flags(self.add_argument_group("data"))
         self.model = self.add_argument_group("model")
         self.training = self.add_argument_group("training")
@@ -125,62 +126,59 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_data_flags(group: argparse._ArgumentGroup) -> None:
-    """What to train on, to evaluate on and to predict."""
+    """Add the flags for the rows to train on, evaluate on and predict."""
     add = group.add_argument
     files: dict[str, Any] = {"nargs": "+", "metavar": "FILE"}
-    add("--task_name", choices=[*GLUE, "ax"], help="a GLUE task; ax: only to predict, with a model of mnli")
-    add("--dataset_name", metavar="NAME", help="a hub id or a local folder (default with --task_name: nyu-mll/glue)")
-    add("--dataset_config_name", metavar="NAME", help="which of the data set's configurations, if it has several")
-    add("--train_file", **files, help="your own data: .csv .tsv .json .jsonl .parquet, several files or globs")
-    add("--validation_file", **files, help="the same columns; without it 10 %% of the rows are held out")
-    add("--test_file", **files, help="the same columns, `label` not needed, for --do_predict")
-    add("--do_predict", **SWITCH, help="write the predictions for --test_file or the data set's test split")
-    names = {"nargs": "+", "metavar": "A[,B]"}
-    add("--text_column_names", **names, help="(default: those of the model, sentence1,sentence2, or a guess)")
-    add("--label_column_name", metavar="NAME", help="column with the labels (default: that of the model, or label)")
-    add("--do_regression", **SWITCH, help="whole numbers are numbers to predict, not classes")
-    add("--max_train_samples", type=POSITIVE, metavar="N", help="train on the first N rows only")
-    add("--max_eval_samples", type=POSITIVE, metavar="N", help="evaluate on the first N rows only")
-    add("--max_predict_samples", type=POSITIVE, metavar="N", help="predict the first N rows only")
-    add(
-        "--preprocessing_num_workers",
-        type=POSITIVE,
-        metavar="N",
-        help="processes that tokenize (default: by the rows)",
-    )
-    add("--dataloader_num_workers", type=COUNT, default=0, metavar="N", help="processes that load batches")
+    name: dict[str, Any] = {"metavar": "NAME"}
+    names: dict[str, Any] = {"nargs": "+", "metavar": "A[,B]"}
+    add("--task_name", choices=[*GLUE, "ax"], help="GLUE task; ax: predictions of a model of mnli")
+    add("--dataset_name", **name, help="hub id or folder (default with --task_name: nyu-mll/glue)")
+    add("--dataset_config_name", **name, help="a configuration of the data set, if it has several")
+    add("--train_file", **files, help="your own files or globs: .csv .tsv .json .jsonl .parquet")
+    add("--validation_file", **files, help="same columns (default: 10 %% of the training rows)")
+    add("--test_file", **files, help="rows to predict with --do_predict; `label` is not needed")
+    add("--do_predict", **SWITCH, help="predict --test_file or the data set's test split")
+    add("--text_column_names", **names, help="(default: the model's, sentence1,sentence2, or a guess)")
+    add("--label_column_name", **name, help="column with the labels (default: the model's, or label)")
+    add("--do_regression", **SWITCH, help="predict numbers, although the labels are whole numbers")
+    add("--max_train_samples", type=POSITIVE, help="train on the first N rows only")
+    add("--max_eval_samples", type=POSITIVE, help="evaluate on the first N rows only")
+    add("--max_predict_samples", type=POSITIVE, help="predict the first N rows only")
+    workers = "processes that tokenize (default: depends on the number of rows)"
+    add("--preprocessing_num_workers", type=POSITIVE, help=workers)
+    add("--dataloader_num_workers", type=COUNT, default=0, help="processes that load batches")
 
 
 def add_model_flags(group: argparse._ArgumentGroup) -> None:
-    """How the model is read."""
+    """Add the flags for loading the model and its tokenizer."""
     add = group.add_argument
-    add("--model_revision", default="main", metavar="REV", help="branch, tag or commit of a hub model")
-    add("--tokenizer_name", metavar="NAME", help="a tokenizer of another name (default: the model's)")
-    add("--use_slow_tokenizer", **SWITCH, help="the tokenizer written in Python, if the model still has one")
-    add("--ignore_mismatched_sizes", **SWITCH, help="start a new head where the model's has other classes")
-    add("--attn_implementation", metavar="NAME", help="eager, sdpa ... (default: what is fast here)")
+    add("--model_revision", default="main", metavar="REV", help="branch, tag or commit on the hub")
+    add("--tokenizer_name", metavar="NAME", help="the tokenizer to use (default: the model's)")
+    add("--use_slow_tokenizer", **SWITCH, help="use the tokenizer written in Python, if any")
+    add("--ignore_mismatched_sizes", **SWITCH, help="start a new head if the classes differ")
+    add("--attn_implementation", metavar="NAME", help="eager, sdpa ... (default: by the device)")
     add("--trust_remote_code", **SWITCH, help="run code that comes with the model; read it first")
 
 
 def add_output_flags(group: argparse._ArgumentGroup) -> None:
-    """What a run leaves, and where."""
+    """Add the flags for what a run saves, logs and uploads."""
     add = group.add_argument
     add("--output_dir", metavar="DIR", help="where model, results and checkpoints go; nothing is saved without it")
-    add("--overwrite_output_dir", **SWITCH, help="start anew in a folder that holds an earlier run")
-    add("--checkpointing_steps", metavar="N|epoch", help="save a checkpoint every N steps or after every epoch")
-    add("--save_total_limit", type=POSITIVE, metavar="N", help="keep the newest N checkpoints")
-    add("--resume_from_checkpoint", metavar="DIR|latest", help="go on from a checkpoint of the same run")
-    add("--logging_steps", type=POSITIVE, default=10, metavar="N", help="steps between two lines of log.jsonl")
+    add("--overwrite_output_dir", **SWITCH, help="replace the earlier run in that folder")
+    add("--checkpointing_steps", metavar="N|epoch", help="save a checkpoint every N steps or every epoch")
+    add("--save_total_limit", type=POSITIVE, help="keep the newest N checkpoints")
+    add("--resume_from_checkpoint", metavar="DIR|latest", help="continue from this checkpoint")
+    add("--logging_steps", type=POSITIVE, default=10, help="steps between log lines")
     add("--with_tracking", **SWITCH, help="log to experiment trackers as well")
     add("--report_to", default="all", metavar="NAME", help="tensorboard, wandb, trackio ...; all: those installed")
     add("--push_to_hub", **SWITCH, help="upload the model and its card after every epoch and at the end")
-    add("--hub_model_id", metavar="NAME", help="where to, such as you/your-model (default: --output_dir's name)")
-    add("--hub_token", metavar="TOKEN", help="(default: that of `hf auth login`, or HF_TOKEN)")
+    add("--hub_model_id", metavar="NAME", help="you/your-model (default: --output_dir's name)")
+    add("--hub_token", metavar="TOKEN", help="(default: HF_TOKEN, or the one of `hf auth login`)")
     add("--hub_private_repo", **SWITCH, help="make a new repository private")
 
 
 def read_arguments(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line over the --config file; whatever can be checked without the data is checked here.
+    """Read the --config file and the command line, which wins, and check what needs no data.
 
     Raises:
         SystemExit: 2, after one line that names the flag and what would be right; 0 after --help.
@@ -188,45 +186,46 @@ def read_arguments(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.config is not None:
         flags, warm_up = read_config(args.config, parser), ("--num_warmup_steps", "--warmup_ratio")
-        if any(word.startswith(warm_up) for word in argv):  # either wins over the file's
+        if any(word.startswith(warm_up) for word in argv):  # it replaces both flags of the file
             flags = [flag for flag in flags if not flag.startswith(warm_up)]
         args = parser.parse_args([*flags, *argv])
     return check_arguments(args, argv)
 
 
 def before_imports(parse: Callable[[Sequence[str]], argparse.Namespace]) -> argparse.Namespace:
-    """The flags of this process, read before it imports what takes seconds."""
+    """Read this process's flags and prepare it for the imports, which take seconds."""
     open_streams()
     if sys.flags.optimize > 1:
-        stop("python -OO removes the docstrings that transformers needs; take python -O, or neither")
+        stop("python -OO removes the docstrings that transformers needs; use python or python -O")
     with contextlib.suppress(ValueError):  # outside the main thread
-        # until the loop begins, Ctrl-C just ends, without a traceback
+        # until the loop begins, Ctrl-C ends the process without a traceback
         EARLIER[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if hasattr(sys.stdout, "reconfigure"):  # where it is a file on Windows it has not every character
+    if hasattr(sys.stdout, "reconfigure"):  # a file's encoding on Windows lacks many characters
         sys.stdout.reconfigure(errors="backslashreplace")
     args = parse(sys.argv[1:])
-    # or torch's C++ warns in each process of what is meant to be so (find_unused_parameters), and of nothing of use
+    # torch's C++ code would warn in each process about find_unused_parameters, which is intended
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     STARTING.enter_context(under_way("importing torch, transformers and datasets"))
-    gc.disable()  # or a fifth of the time of the imports goes into looking for garbage among what they make
+    gc.disable()  # garbage collection would take a fifth of the time of the imports
     return args
 
 
 def instead(flag: str) -> str:
-    """What a flag of another script is here."""
+    """The end of a message about another script's flag: what to use here, if that is known."""
     meant = next((here for others, here in MEANT.items() if flag in others.split()), None)
     return f"; here it is {meant}" if meant else ""
 
 
 def read_config(file: str, parser: argparse.ArgumentParser) -> list[str]:
-    """A flat YAML mapping of flag names to values, as the command line that means the same."""
+    """The words of a command line that means the same as this flat YAML file."""
     import yaml
 
     check_word("config", file)
     if not os.path.isfile(file):
-        stop(f"--config {file}: {'it is not a file' if os.path.exists(file) else 'there is no such file'}")
+        wrong = "it is not a file" if os.path.exists(file) else "there is no such file"
+        stop(f"--config {file}: {wrong}")
     try:
-        top = yaml.compose(Path(file).read_text(encoding="utf-8-sig"))  # words as they stand: no dates, no objects
+        top = yaml.compose(Path(file).read_text(encoding="utf-8-sig"))  # all values stay strings
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         stop(f"--config {file}: cannot be read as YAML: {error}")
     if not (top is None or isinstance(top, yaml.MappingNode)):
@@ -237,13 +236,14 @@ def read_config(file: str, parser: argparse.ArgumentParser) -> list[str]:
     for key_node, node in top.value if top else []:
         key, line = str(key_node.value), key_node.start_mark.line + 1
         if key not in known:
-            stop(f"--config {file}: there is no flag {key!r}{instead(key) or suggestion(key, known)}")
+            hint = instead(key) or suggestion(key, known)
+            stop(f"--config {file}: there is no flag {key!r}{hint}")
         if key in flags:
             stop(f"--config {file}: {key} is given twice, the second time in line {line}")
         listed = isinstance(node, yaml.SequenceNode) and key.endswith(("_file", "_names"))
         values = node.value if listed else [node]
         if not all(isinstance(value, yaml.ScalarNode) for value in values):
-            stop(f"--config {file}: {key} takes one value, such as a word or a number (line {line})")
+            stop(f"--config {file}: {key} takes one value, a word or a number (line {line})")
         words = [str(value.value) for value in values]
         if listed and any(word.startswith("-") for word in words):
             stop(f"--config {file}: {key} has a value that begins with - (line {line}), which would be read as a flag")

@@ -1,4 +1,4 @@
-"""Opening the folder of a run, and going on in it where a checkpoint left off."""
+"""Opening the folder of a run, saving checkpoints, and resuming from them."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ from no_trainer.messages import is_launched, stop
 from no_trainer.run import Progress, Run, end_trackers, read_losses, start_trackers
 from no_trainer.signals import StopSignal
 
-UNLIKELY_SEED = 6_755_399_441_055_744  # that nobody gives
+UNLIKELY_SEED = 6_755_399_441_055_744  # a seed that nobody uses
 
 
 def fixed_settings(
@@ -38,10 +38,12 @@ def fixed_settings(
     eval_data: dict[str, Dataset],
     model: str,
 ) -> dict[str, Any]:
-    """What must be the same when a run goes on from a checkpoint."""
+    """The settings that must not change when a run is resumed, by name."""
     schedule = name_schedule(args, warmup_steps, max_steps)
-    flags = {name: getattr(args, name) for name in ("seed", "weight_decay", "max_grad_norm", "no_group_by_length")}
-    data = {"data": fingerprint(train_data), "validation_data": " ".join(map(fingerprint, eval_data.values()))}
+    names = ("seed", "weight_decay", "max_grad_norm", "no_group_by_length")
+    flags = {name: getattr(args, name) for name in names}
+    validation = " ".join(map(fingerprint, eval_data.values()))
+    data = {"data": fingerprint(train_data), "validation_data": validation}
     return flags | {"global_batch_size": global_batch, "schedule": schedule} | data | {"model": model}
 
 
@@ -51,7 +53,7 @@ def steps_between_checkpoints(args: argparse.Namespace) -> int:
 
 
 def name_schedule(args: argparse.Namespace, warmup_steps: int, max_steps: int) -> str:
-    """All that decides the learning rate at a step; a constant one may go on for longer than was planned."""
+    """What decides the learning rate of each step; a constant schedule has no length."""
     warmup = "" if args.lr_scheduler_type == "constant" else f", {warmup_steps} warm-up steps"
     end = "" if args.lr_scheduler_type.startswith("constant") else f" of {max_steps}"
     return f"{args.lr_scheduler_type} from {args.learning_rate:g}{warmup}{end}"
@@ -66,13 +68,14 @@ def open_run(
     max_steps: int,
     table: str,
 ) -> Run:
-    """Make or clear --output_dir, start the trackers, and go to where --resume_from_checkpoint left off."""
+    """Open --output_dir, resume if --resume_from_checkpoint is given, and start the trackers."""
     progress, repository = Progress(settings=settings), None
     if args.output_dir:
         if args.push_to_hub:
-            made = all_or_none(accelerator, lambda: make_repository(args) if accelerator.is_main_process else None)
+            first = accelerator.is_main_process
+            made = all_or_none(accelerator, lambda: make_repository(args) if first else None)
             repository = broadcast_object_list([made])[0]
-        # before what is in there is read; where nothing is, the folder is not made before the run is sure to begin
+        # lock an existing folder before reading it; a new one is made when the run is sure to begin
         there = accelerator.is_main_process and Path(args.output_dir).is_dir()
         all_or_none(accelerator, lambda: claim(args) if there else None)
         checkpoint = choose_checkpoint(args, accelerator) if args.resume_from_checkpoint else None
@@ -90,7 +93,7 @@ def open_run(
 def open_folder(
     args: argparse.Namespace, accelerator: Accelerator, model: torch.nn.Module, checkpoint: Path | None
 ) -> None:
-    """Make --output_dir, and have in it what belongs to this run and nothing of another."""
+    """Make --output_dir, clear it of other runs and restore the files of the checkpoint."""
     folder = Path(args.output_dir)
     together(accelerator, lambda: folder.mkdir(parents=True, exist_ok=True), folder)
     if not accelerator.is_main_process:
@@ -99,38 +102,40 @@ def open_folder(
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     needed, free = weights * (4 if args.checkpointing_steps else 1), shutil.disk_usage(folder).free
     if free < needed:
-        stop(f"--output_dir {folder}: this run needs {needed / 1e6:,.1f} MB there, {free / 1e6:,.1f} MB are free")
+        stop(f"--output_dir {folder}: this run needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free")
     clear_aside(folder)
     if checkpoint:
-        shutil.copy(checkpoint / "log.jsonl", folder / "log.jsonl")  # forget what came after the checkpoint
+        shutil.copy(checkpoint / "log.jsonl", folder / "log.jsonl")  # without later steps
         if (checkpoint / BEST).exists():
             shutil.copy(checkpoint / BEST, folder / BEST)
-    elif (folder / "log.jsonl").exists():  # of the run that this one replaces
+    elif (folder / "log.jsonl").exists():  # of the run to replace
         clear(folder)
 
 
 def claim(args: argparse.Namespace) -> None:
-    """Hold --output_dir for this run, and look at it once more: another run may have been there since the start."""
+    """Lock --output_dir for this run and check it again: another run may have used it meanwhile."""
     if not hold(Path(args.output_dir)):
         stop(IN_USE.format(folder=args.output_dir))
     check_contents(Path(args.output_dir), args)
 
 
 def choose_checkpoint(args: argparse.Namespace, accelerator: Accelerator) -> Path | None:
-    """The checkpoint that all processes go on from; None where `latest` finds none."""
-    found = all_or_none(accelerator, lambda: find_checkpoint(args) if accelerator.is_main_process else None)
-    checkpoint = broadcast_object_list([found and str(found)])[0]  # as text: XLA sends nothing else
-    none = f"{args.output_dir} has no checkpoint yet: this is a first start"
+    """The checkpoint to resume from, for all processes; None if `latest` finds none."""
+    first = accelerator.is_main_process
+    found = all_or_none(accelerator, lambda: find_checkpoint(args) if first else None)
+    checkpoint = broadcast_object_list([found and str(found)])[0]  # as text, which XLA needs
+    none = f"{args.output_dir} has no checkpoint yet: the run starts from the beginning"
     say(f"going on from {checkpoint}" if checkpoint else none)
     return Path(checkpoint) if checkpoint else None
 
 
 def find_checkpoint(args: argparse.Namespace) -> Path | None:
-    """The folder that --resume_from_checkpoint names; for `latest` the newest whole one in --output_dir, if any."""
-    if args.resume_from_checkpoint != "latest":
-        if wrong := damage(Path(args.resume_from_checkpoint)):
-            stop(f"--resume_from_checkpoint {args.resume_from_checkpoint} is damaged: {wrong}; give an earlier one")
-        return Path(args.resume_from_checkpoint)
+    """The checkpoint of --resume_from_checkpoint; for `latest`, the newest whole one, if any."""
+    given = args.resume_from_checkpoint
+    if given != "latest":
+        if wrong := damage(Path(given)):
+            stop(f"--resume_from_checkpoint {given} is damaged: {wrong}; give an earlier one")
+        return Path(given)
     found = checkpoints(Path(args.output_dir))
     for checkpoint in reversed(found):
         if not (wrong := damage(checkpoint)):
@@ -142,38 +147,39 @@ def find_checkpoint(args: argparse.Namespace) -> Path | None:
 
 
 def resume(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path, settings: dict) -> Progress:
-    """Load all that `save_checkpoint` saved, if it is of this run."""
+    """Load what `save_checkpoint` saved, if its settings are those of this run."""
     try:
         progress = Progress(**json.loads((checkpoint / "progress.json").read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         stop(
-            f"--resume_from_checkpoint {checkpoint}: its progress.json was written by another version of this script "
-            f"({error}); go on with that version"
+            f"--resume_from_checkpoint {checkpoint}: its progress.json was written by another "
+            f"version of this script ({error}); resume with that version"
         )
     for name, value in settings.items():
         if (was := progress.settings.get(name)) != value:
             stop(
-                f"--resume_from_checkpoint {checkpoint}: {name} was {was} there and is {value} here; "
-                "take the same, or start a new run in another --output_dir"
+                f"--resume_from_checkpoint {checkpoint}: {name} was {was} there and is {value} "
+                "here; take the same, or start a new run in another --output_dir"
             )
-    if args.load_best_model_at_end and not (checkpoint / BEST).exists():  # the run did not keep it before
+    if args.load_best_model_at_end and not (checkpoint / BEST).exists():  # it was not kept before
         progress.best = {}
     torch.manual_seed(UNLIKELY_SEED)
     accelerator.load_state(checkpoint)
-    accelerator.step = 0  # counts device batches; a checkpoint is always between two global batches
-    seeds = {torch.initial_seed(), torch.cuda.initial_seed() if accelerator.device.type == "cuda" else 0}
-    lost = UNLIKELY_SEED in seeds  # Accelerate could not load the random state of the checkpoint, and says nothing
+    accelerator.step = 0  # counts batches of a device; a checkpoint is between two global batches
+    on_cuda = accelerator.device.type == "cuda"
+    seeds = {torch.initial_seed(), torch.cuda.initial_seed() if on_cuda else 0}
+    lost = UNLIKELY_SEED in seeds  # Accelerate does not say when it cannot load the random state
     if lost and progress.processes == accelerator.num_processes:
-        say(f"warning: {checkpoint}: the random state could not be loaded; dropout is drawn anew from here on")
-    if lost or progress.processes != accelerator.num_processes:  # random numbers cannot go on where they were
+        say(f"warning: {checkpoint}: the random state could not be loaded; dropout will differ")
+    if lost or progress.processes != accelerator.num_processes:  # no random state to continue
         set_seed(args.seed + progress.step, device_specific=True)
     return progress
 
 
 def save_checkpoint(run: Run, model: torch.nn.Module, name: str) -> None:
-    """Save all that decides what comes next; it is whole and on the disk before it has its name.
+    """Save all that the rest of the run depends on; the folder gets its name when all is on the disk.
 
-    One that cannot be written ends the run with exit code 1; after the last step nobody needs it any more.
+    If that fails, the run ends with exit code 1; after the last step, a warning is enough.
     """
     accelerator, progress, folder = run.accelerator, run.progress, Path(run.args.output_dir)
     read_losses(run)
@@ -184,10 +190,11 @@ def save_checkpoint(run: Run, model: torch.nn.Module, name: str) -> None:
     aside = folder / f".{name}.partial"
 
     def write() -> None:
-        folder.mkdir(parents=True, exist_ok=True)  # somebody may have removed it
+        folder.mkdir(parents=True, exist_ok=True)  # in case somebody removed it
         accelerator.save_state(aside)
         if accelerator.is_main_process:
-            (aside / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
+            text = json.dumps(asdict(progress), indent=2)
+            (aside / "progress.json").write_text(text, encoding="utf-8")
             (folder / "log.jsonl").touch()
             for file in filter(Path.exists, (folder / "log.jsonl", folder / BEST)):
                 shutil.copy(file, aside / file.name)
@@ -196,19 +203,22 @@ def save_checkpoint(run: Run, model: torch.nn.Module, name: str) -> None:
         remove(aside)
     accelerator.wait_for_everyone()
     needed, limit = progress.step < run.max_steps, run.args.save_total_limit
+    first = accelerator.is_main_process
     if together(accelerator, write, aside, needed):
-        together(accelerator, lambda: accelerator.is_main_process and seal(folder, name, limit), aside, needed)
+        together(accelerator, lambda: first and seal(folder, name, limit), aside, needed)
 
 
 def weights_are_finite(accelerator: Accelerator, model: torch.nn.Module) -> bool:
-    """Whether no weight on any process is infinite or no number."""
-    shares = [getattr(weight, "ds_tensor", weight).detach() for weight in model.parameters()]  # ZeRO-3's, or whole
-    norm = torch.nn.utils.get_total_norm(shares)
-    return bool(accelerator.reduce(norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite())
+    """Whether the weights on all processes are finite numbers."""
+    # with ZeRO-3, a process has a part of each weight, `ds_tensor`
+    parts = [getattr(weight, "ds_tensor", weight).detach() for weight in model.parameters()]
+    norm = torch.nn.utils.get_total_norm(parts)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return bool(accelerator.reduce(norm).isfinite())
 
 
 def leave(run: Run, model: torch.nn.Module) -> NoReturn:
-    """After a signal: save a checkpoint, say how to go on from it, and end with the signal's exit code."""
+    """Save a checkpoint after a signal, print how to resume, and exit with the signal's code."""
     number, name = run.stop_signal(), f"step_{run.progress.step}"
     said = signal.Signals(number).name
     if run.args.output_dir and run.progress.step:
@@ -219,6 +229,6 @@ def leave(run: Run, model: torch.nn.Module) -> NoReturn:
         why = "; nothing is saved without an --output_dir" * (not run.args.output_dir)
         say(f"{said}: stopped after step {run.progress.step}{why}")
     if is_launched():
-        run.stop_signal.ignore()  # which the launcher repeats as soon as one of us has left
+        run.stop_signal.ignore()  # the launcher repeats it when one process has ended
     end_trackers(run)
     sys.exit(128 + number)

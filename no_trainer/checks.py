@@ -1,4 +1,4 @@
-"""What can be wrong with flags that are well-formed, each told before the imports that take seconds."""
+"""Checks of flags that are well-formed, made before the imports, which take seconds."""
 
 import argparse
 import errno
@@ -15,18 +15,13 @@ from no_trainer.glue import GLUE
 from no_trainer.messages import stop
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-IN_USE = "--output_dir {folder}: another run is writing there; wait for its end, or name another folder"
-MEMORY = "glue_no_trainer"  # where a model's configuration has the columns and the length that it was trained on
+IN_USE = "--output_dir {folder}: another run is writing there; wait until it ends, or name another folder"
+MEMORY = "glue_no_trainer"  # entry of config.json: the text columns and max_length of the training
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 NEEDS_FOLDER = (
-    "checkpointing_steps",
-    "save_total_limit",
-    "with_tracking",
-    "resume_from_checkpoint",
-    "do_predict",
-    "load_best_model_at_end",
-    "push_to_hub",
-)
+    "checkpointing_steps", "save_total_limit", "with_tracking", "resume_from_checkpoint", "do_predict",
+    "load_best_model_at_end", "push_to_hub",
+)  # fmt: skip
 
 
 def trains(args: argparse.Namespace) -> bool:
@@ -35,7 +30,7 @@ def trains(args: argparse.Namespace) -> bool:
 
 
 def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.Namespace:
-    """The flags with globs and lists of columns resolved, if nothing is wrong with them.
+    """The flags, with globs and lists of columns resolved, after all checks.
 
     Raises:
         SystemExit: 2, after one line that names the flag and what would be right.
@@ -45,10 +40,10 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
         for word in value if isinstance(value, list) else [value]:
             check_word(flag, word)
     if not args.model_name_or_path:
-        stop("--model_name_or_path is needed: a hub id such as bert-base-cased or a local folder with a model")
+        stop("--model_name_or_path is needed: a hub id such as bert-base-cased or a model's folder")
     for flag in ("model_name_or_path", "tokenizer_name", "dataset_name"):
         if max(map(len, os.fsencode(getattr(args, flag) or "").split(b"/"))) > 255:
-            stop(f"--{flag} {getattr(args, flag)}: no file or repository has a name as long as that")
+            stop(f"--{flag} {getattr(args, flag)}: the name is too long for a file or a repository")
     for flag in ("model_name_or_path", "tokenizer_name"):
         if name := getattr(args, flag):
             if re.match(r"[./~]", name) and not os.path.isdir(name):
@@ -59,17 +54,21 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
             stop(f"{flag} is given twice; it takes several values, one after the other")
     files = {flag: names for flag, names in vars(args).items() if flag.endswith("_file") and names}
     training = trains(args)
-    source = next((f"--{flag}" for flag in ("task_name", "dataset_name") if getattr(args, flag)), None)
+    named = [f"--{flag}" for flag in ("task_name", "dataset_name") if getattr(args, flag)]
+    source = named[0] if named else None
     if source and files:
-        stop(f"{source} and --{next(iter(files))} cannot be given together: {source} brings its own data")
+        stop(f"{source} and --{next(iter(files))} cannot be given together: give one of them")
     if not source and "train_file" not in files and (training or not files):
-        stop(f"what to train on? Give --task_name ({', '.join(GLUE)}), --dataset_name or --train_file")
+        tasks = ", ".join(GLUE)
+        stop(f"what to train on? Give --task_name ({tasks}), --dataset_name or --train_file")
     if args.dataset_config_name and (args.task_name or not args.dataset_name):
-        stop("--dataset_config_name is for a --dataset_name of your own: a GLUE task is its own configuration")
+        stop("--dataset_config_name needs a --dataset_name; a --task_name is its own configuration")
     if args.task_name == "ax" and (training or not args.do_predict):
         stop("--task_name ax is a test set: give --num_train_epochs 0 --do_predict and a model of mnli")
-    if args.task_name and (args.text_column_names or args.label_column_name or args.do_regression):
-        stop("--text_column_names, --label_column_name and --do_regression are for your own data: GLUE's are known")
+    own_columns = args.text_column_names or args.label_column_name
+    if args.task_name and (own_columns or args.do_regression):
+        flags = "--text_column_names, --label_column_name and --do_regression"
+        stop(f"{flags} are for your own data: a GLUE task has its own columns")
     for flag, names in files.items():
         setattr(args, flag, [file for name in names for file in find_files(flag, name)])
     if args.do_predict and not (source or args.test_file):
@@ -77,19 +76,22 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
     if args.test_file and not args.do_predict:
         stop("--test_file is for --do_predict, which is not given")
     if args.text_column_names:
-        args.text_column_names = [name.strip() for name in ",".join(args.text_column_names).split(",")]
-        if len(set(args.text_column_names) - {""}) != len(args.text_column_names):
-            stop(f"--text_column_names {','.join(args.text_column_names)}: takes columns as in a,b, each once")
-        if args.label_column_name and "label" in args.text_column_names:
-            stop("--text_column_names: rename the column 'label', which is not the one of the labels here")
-        if (args.label_column_name or "label") in args.text_column_names:
-            stop(f"--text_column_names: {args.label_column_name or 'label'} is the column of the labels")
-    if args.checkpointing_steps not in (None, "epoch") and not re.fullmatch(r"[1-9]\d*", args.checkpointing_steps):
-        stop(f"--checkpointing_steps {args.checkpointing_steps}: takes a number of steps, or epoch")
+        columns = [name.strip() for name in ",".join(args.text_column_names).split(",")]
+        if len(set(columns) - {""}) != len(columns):
+            stop(f"--text_column_names {','.join(columns)}: takes columns as in a,b, each once")
+        if args.label_column_name and "label" in columns:
+            stop("--text_column_names: rename the column 'label', which does not have the labels here")
+        if (label := args.label_column_name or "label") in columns:
+            stop(f"--text_column_names: {label} is the column of the labels")
+        args.text_column_names = columns
+    steps = args.checkpointing_steps
+    if steps not in (None, "epoch") and not re.fullmatch(r"[1-9]\d*", steps):
+        stop(f"--checkpointing_steps {steps}: takes a number of steps, or epoch")
     if args.lr_scheduler_type == "polynomial" and training and args.learning_rate <= 1e-7:
-        stop(f"--learning_rate {args.learning_rate:g}: the polynomial schedule ends at 1e-7; begin above that")
-    if not args.output_dir and (wanting := [f"--{flag}" for flag in NEEDS_FOLDER if getattr(args, flag)]):
-        stop(f"{wanting[0]} needs an --output_dir")
+        stop(f"--learning_rate {args.learning_rate:g}: the polynomial schedule needs more than 1e-7")
+    saving = [f"--{flag}" for flag in NEEDS_FOLDER if getattr(args, flag)]
+    if saving and not args.output_dir:
+        stop(f"{saving[0]} needs an --output_dir")
     check_hub(args)
     if args.output_dir:
         check_output_dir(Path(args.output_dir), args)
@@ -97,32 +99,33 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
 
 
 def check_model_folder(flag: str, folder: Path) -> None:
-    """Whether the files of a local model hold what their names promise, as far as that can be seen at once."""
+    """Check what takes no time to see in the files of a local model."""
     if not os.path.isdir(folder):  # a name on the hub
         return
     if pipes := [path for path in folder.glob("*") if path.is_fifo()]:
-        stop(f"--{flag} {folder}: {pipes[0].name} there is a pipe, not a file")
+        stop(f"--{flag} {folder}: {pipes[0].name} in it is a pipe, not a file")
     for name in ("config.json", *TOKENIZER_FILES):
         if (folder / name).is_file():
             with open(folder / name, encoding="utf-8-sig", errors="replace") as text:
                 if text.read(1000).lstrip()[:1] != "{":
-                    stop(f"--{flag} {folder}: {name} there does not hold an object in JSON, {{...}}")
+                    stop(f"--{flag} {folder}: {name} in it is not a JSON object, {{...}}")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # none, or transformers says what is wrong with it
+    except (OSError, ValueError, RecursionError):  # transformers will say what is wrong
         return
     names, memory = config.get("id2label"), config.get(MEMORY)
-    if names is not None and not (isinstance(names, dict) and set(names) == set(map(str, range(len(names))))):
-        stop(f'--{flag} {folder}: id2label in config.json must name all classes from "0" on, without gaps')
+    numbered = isinstance(names, dict) and set(names) == set(map(str, range(len(names))))
+    if names is not None and not numbered:
+        stop(f'--{flag} {folder}: id2label in config.json must have the keys "0", "1", ... without gaps')
     if memory is not None and not remembers(memory):
-        stop(f"--{flag} {folder}: {MEMORY} in config.json is not what this script writes there; remove it")
+        stop(f"--{flag} {folder}: {MEMORY} in config.json is not what this script writes; remove it")
     for name in ("hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings"):
         if isinstance(config.get(name), int) and config[name] < 1:
-            stop(f"--{flag} {folder}: {name} in config.json is {config[name]}, which no model has")
+            stop(f"--{flag} {folder}: {name} in config.json is {config[name]}; it must be positive")
 
 
 def remembers(memory: Any) -> bool:
-    """Whether this is the memory of a trained model: {"text_columns": ["text"], "max_length": 128}."""
+    """Whether the entry is like {"text_columns": ["text"], "max_length": 128}."""
     if not isinstance(memory, dict):
         return False
     columns = memory.get("text_columns")
@@ -133,36 +136,38 @@ def remembers(memory: Any) -> bool:
 
 
 def check_hub(args: argparse.Namespace) -> None:
-    """What is to be pushed, and by whom."""
-    for_hub = ("hub_model_id", "hub_private_repo")
-    if not args.push_to_hub and (idle := [f"--{flag}" for flag in for_hub if getattr(args, flag)]):
-        stop(f"{idle[0]} is for --push_to_hub, which is not given")
+    """Check the flags of the hub."""
+    given = [f"--{flag}" for flag in ("hub_model_id", "hub_private_repo") if getattr(args, flag)]
+    if given and not args.push_to_hub:
+        stop(f"{given[0]} is for --push_to_hub, which is not given")
     if args.push_to_hub and not trains(args):
-        stop("--push_to_hub pushes what was trained, and this run trains nothing")
+        stop("--push_to_hub uploads the trained model, but this run trains nothing")
     if args.hub_token and not re.fullmatch(r"[!-~]+", args.hub_token):
-        stop("--hub_token: a token has no spaces and nothing but ASCII")  # the client would show it in its message
+        # the client's own message would show the token
+        stop("--hub_token: a token has only ASCII characters and no spaces")
 
 
 def find_files(flag: str, name: str) -> list[str]:
-    """The files that a value of --train_file, --validation_file or --test_file stands for."""
-    found = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) and not os.path.exists(name) else [name]
+    """The files that one value of --train_file, --validation_file or --test_file names."""
+    is_pattern = glob.has_magic(name) and not os.path.exists(name)
+    found = sorted(glob.glob(name, recursive=True)) if is_pattern else [name]
     if not found:
-        stop(f"--{flag} {name}: no file has a name like that")
+        stop(f"--{flag} {name}: no file matches")
     for file in found:
         if os.path.isdir(file):
-            stop(f"--{flag} {file} is a folder; its files are '{Path(file) / '*.csv'}' or the like")
+            stop(f"--{flag} {file} is a folder; for its files, give '{Path(file) / '*.csv'}'")
         if not os.access(file, os.R_OK):
-            stop(f"--{flag} {file}: there is no such file, or it may not be read")
+            stop(f"--{flag} {file}: there is no such file, or it cannot be read")
         if not os.path.isfile(file):
-            stop(f"--{flag} {file}: it is not a file but a pipe or a device; write what it gives to a file first")
+            stop(f"--{flag} {file}: is a pipe or a device; save its content as a file first")
         check_word(flag, file)
         if Path(file).suffix.lower() not in SUFFIXES:
-            stop(f"--{flag} {file}: can read {' '.join(SUFFIXES)}, told by the end of the name")
+            stop(f"--{flag} {file}: the name must end in {', '.join(SUFFIXES)}")
     return found
 
 
 def check_word(flag: str, word: object) -> None:
-    """Whether a value is one that files can be named by; a variable that is not set leaves an empty one."""
+    """Check that a value is not empty, as an unset shell variable leaves it, and can be a name."""
     if word == "":
         stop(f"--{flag} is empty: leave it out, or set the variable that it comes from")
     if isinstance(word, str) and re.search("[\0\ud800-\udfff]", word):
@@ -170,17 +175,18 @@ def check_word(flag: str, word: object) -> None:
 
 
 def check_output_dir(folder: Path, args: argparse.Namespace) -> None:
-    """Whether a run may begin, or go on, in this folder."""
+    """Check that a run may begin or continue in this folder."""
     try:
         if len(folder.parts) > 500:
             stop(f"--output_dir {str(folder)[:50]}...: {len(folder.parts)} folders inside one another are too many")
         if os.path.lexists(folder) and not os.path.exists(folder):
-            stop(f"--output_dir {folder}: is a link to nothing")
+            stop(f"--output_dir {folder} is a broken link")
         os.lstat(folder)
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             stop(f"--output_dir {folder}: {error.strerror}")
-    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if os.path.exists(path))
+    paths = [folder.absolute(), *folder.absolute().parents]
+    existing = next(path for path in paths if os.path.exists(path))
     if not existing.is_dir():
         stop(f"--output_dir {folder}: {existing} is a file, not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -189,25 +195,26 @@ def check_output_dir(folder: Path, args: argparse.Namespace) -> None:
         stop(IN_USE.format(folder=folder))
     resume = args.resume_from_checkpoint
     if resume and resume != "latest" and not os.path.isfile(Path(resume) / "progress.json"):
-        stop(f"--resume_from_checkpoint {resume}: there is no checkpoint of this script there")
+        stop(f"--resume_from_checkpoint {resume} is not a checkpoint of this script")
     check_contents(folder, args)
 
 
 def check_contents(folder: Path, args: argparse.Namespace) -> None:
-    """Whether what is in --output_dir leaves room for a run, and would not be lost to it."""
+    """Check that a run can write to --output_dir without destroying what somebody may need."""
     for name in [*WRITTEN, BEST, "glue_no_trainer", "glue"]:
         path, wanted = folder / name, "folder" if name.startswith("glue") else "file"
-        if os.path.lexists(path) and not (path.is_file() if wanted == "file" else path.is_dir()):
-            stop(f"--output_dir {folder}: {name} there is not a {wanted}, and this run has to write one of that name")
+        fits = path.is_file() if wanted == "file" else path.is_dir()
+        if os.path.lexists(path) and not fits:
+            stop(f"--output_dir {folder}: {name} in it is not a {wanted}, but the run writes one")
     training = trains(args)
     both_there = folder.exists() and os.path.isdir(args.model_name_or_path)
     if training and both_there and os.path.samefile(folder, args.model_name_or_path):
-        stop(f"--output_dir {folder} is the folder of the model to train, which would be lost; name another one")
+        stop(f"--output_dir {folder} is the folder of the model to train; name another folder")
     instead = "replace it with --overwrite_output_dir, or name another folder"
     if args.overwrite_output_dir:
         return
     resume = args.resume_from_checkpoint
-    # `latest` with nothing there yet is a first start: restarts are easy
+    # `latest` also starts a first run, so that the same command starts and restarts a job
     if resume == "latest" and (folder / "all_results.json").exists() and not checkpoints(folder):
         stop(f"--output_dir {folder} holds a run that has ended and no checkpoint to go on from; {instead}")
     if not resume and (folder / "log.jsonl").exists():
@@ -215,4 +222,5 @@ def check_contents(folder: Path, args: argparse.Namespace) -> None:
         stop(f"--output_dir {folder} holds an earlier run: {go_on}, {instead}")
     strange = [name for name in WRITTEN if (folder / name).exists() and not checkpoints(folder)]
     if training and strange and not (folder / "log.jsonl").exists():
-        stop(f"--output_dir {folder} has a {strange[0]}, not of a training run of this script; {instead}")
+        hint = f"that is not of a training run of this script; {instead}"
+        stop(f"--output_dir {folder} has a {strange[0]} {hint}")

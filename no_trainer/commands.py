@@ -1,4 +1,4 @@
-"""Commands that are printed so that people can paste them into a shell, whatever the names in them."""
+"""Printed commands that people can paste into a shell, whatever names they contain."""
 
 import json
 import os
@@ -8,16 +8,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-TOKEN = "$HF_TOKEN"  # what stands in a command for the secret: the shell puts it in
+TOKEN = "$HF_TOKEN"  # printed in place of the secret; the shell fills it in
 
 
 def join(words: Sequence[str]) -> str:
-    """A command line that the shell of this system reads as these words, in one line."""
+    """The command line, in one line, that this system's shell reads as these words."""
     return " ".join(map(quote, words))
 
 
 def quote(word: str) -> str:
-    """A word as a shell takes it literally; control characters are written as escapes, which bash and zsh read."""
+    """The word, quoted for the shell; control characters become escapes that bash and zsh read."""
     if word == TOKEN:
         return word
     if os.name == "nt":
@@ -32,24 +32,25 @@ def quote_windows(word: str) -> str:
     """The same for PowerShell and cmd.exe."""
     if re.fullmatch(r"[\w@+=:./\\-]+", word):
         return word
-    if re.search(r"[$`]", word):  # which PowerShell obeys in double quotes; cmd.exe knows no single ones
+    # PowerShell expands $ and ` between double quotes; cmd.exe does not know single quotes
+    if re.search(r"[$`]", word):
         return "'" + word.replace("'", "''") + "'"
     doubled = re.sub(r'(\\*)"', r'\1\1\\"', word)  # backslashes before a quote
     return '"' + re.sub(r"(\\+)$", r"\1\1", doubled) + '"'
 
 
 def hexadecimal(character: str) -> str:
-    """The bytes of a character in a file's name as a shell's escapes."""
+    """The bytes of a character in a file name, as escapes of the shell."""
     return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
 
 
 def literal(value: str | dict[str, str]) -> str:
-    """A text, or a mapping of them, as Python and JSON read it."""
+    """A string, or a dictionary of strings, as both Python and JSON read it."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def without_token(words: Sequence[str], instead: str = "TOKEN") -> list[str]:
-    """A command line with something else in the place of --hub_token's value."""
+    """A command line in which the value of --hub_token is replaced by `instead`."""
     shown: list[str] = []
     for word in words:
         if word.startswith("--hub_token="):
@@ -60,26 +61,28 @@ def without_token(words: Sequence[str], instead: str = "TOKEN") -> list[str]:
 
 
 def own_words() -> list[str]:
-    """The command line of this process, without secrets; what its launcher was told, if it has one, nobody asks."""
-    flags = sys.argv[1:]
-    typed = sys.orig_argv if sys.orig_argv[len(sys.orig_argv) - len(flags) :] == flags else ["python", *sys.argv]
+    """The command line of this process, without secrets and without the launcher before it."""
+    flags, typed = sys.argv[1:], sys.orig_argv
+    if typed[len(typed) - len(flags) :] != flags:
+        typed = ["python", *sys.argv]
     return without_token(typed, TOKEN)
 
 
 def own_command() -> str:
-    """The command line of this process as it can be published: without secrets, and `~` for the home folder."""
+    """This process's command line to be published: no secrets, and `~` for the home folder."""
     home, shown = f"{Path.home()}/", []
     for word in own_words():
         flag, equals, value = word.partition("=")
         if flag.startswith("--") and equals and value.startswith(home):
-            shown += [flag, value]  # after a `=` a shell leaves ~ as it is
+            shown += [flag, value]  # a shell does not expand ~ after `=`
         else:
             shown.append(word)
-    return " ".join(f"~/{quote(word[len(home) :])}" if word.startswith(home) else quote(word) for word in shown)
+    quoted = [f"~/{quote(w[len(home) :])}" if w.startswith(home) else quote(w) for w in shown]
+    return " ".join(quoted)
 
 
 def resume_command(*flags: str) -> str:
-    """The command line that goes on from the latest checkpoint of this run, with other `flags` at its end."""
+    """The command line that resumes this run at its latest checkpoint, with `flags` added."""
     kept, before = [], ""
     for word in own_words():
         name = word.partition("=")[0]

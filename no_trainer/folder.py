@@ -1,4 +1,4 @@
-"""The folder of a run: which checkpoints are in it, whether they are whole, and what makes them so."""
+"""The folder of a run: its checkpoints with their checksums, its lock, and what is cleared."""
 
 import contextlib
 import json
@@ -21,9 +21,9 @@ HELD: list[Any] = []  # locks of this process
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first: by steps, and one after the evaluation of an epoch after one before.
+    """The checkpoints in `folder`, oldest first: by step, and epoch_* after step_*.
 
-    One that cannot say its step counts as the newest.
+    If the step of one cannot be read, it counts as the newest.
     """
 
     def age(path: Path) -> tuple[float, bool]:
@@ -33,12 +33,12 @@ def checkpoints(folder: Path) -> list[Path]:
             return math.inf, False
 
     named = [path for path in folder.glob("*_*") if re.fullmatch(r"(step|epoch)_\d+", path.name)]
-    ours = ("progress.json", "checksums.json")  # one of them may be lost
+    ours = ("progress.json", "checksums.json")  # one of them may be missing
     return sorted((path for path in named if any((path / name).is_file() for name in ours)), key=age)
 
 
 def checksum(file: Path) -> str:
-    """The XXH3 of a file's bytes, 16 hexadecimal digits."""
+    """The XXH3 checksum of a file, as 16 hexadecimal digits."""
     digest, block = xxhash.xxh3_64(), bytearray(1 << 20)
     with open(file, "rb", buffering=0) as content:
         while size := content.readinto(block):
@@ -47,11 +47,12 @@ def checksum(file: Path) -> str:
 
 
 def files_in(checkpoint: Path) -> dict[str, Path]:
-    return {path.relative_to(checkpoint).as_posix(): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    return {path.relative_to(checkpoint).as_posix(): path for path in files}
 
 
 def damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint; nothing if every file is there and is as it was written."""
+    """What is wrong with a checkpoint; empty if all its files are there and unchanged."""
     try:
         sums = dict(json.loads((checkpoint / "checksums.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -60,11 +61,11 @@ def damage(checkpoint: Path) -> str:
     if missing := sorted(needed - files_in(checkpoint).keys()):
         return f"it has no {missing[0]}"
     wrong = (name for name, was in sums.items() if checksum(checkpoint / name) != was)
-    return next((f"{name} is not as it was written" for name in wrong), "")
+    return next((f"{name} has changed since it was written" for name in wrong), "")
 
 
 def allow_reading(file: Path) -> None:
-    """Give a file the mode of any new one; safetensors writes its own for the owner alone."""
+    """Give a file the usual mode of new files; safetensors writes for the owner only."""
     mask = os.umask(0)
     os.umask(mask)
     if os.name != "nt":
@@ -72,7 +73,7 @@ def allow_reading(file: Path) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """Wait until the file, or the folder's list of names, would survive a power cut."""
+    """Flush a file, or a folder's list of names, so that it survives a power cut."""
     if path.is_dir() and os.name == "nt":
         return  # Windows has no such call
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -81,7 +82,7 @@ def to_disk(path: Path) -> None:
 
 
 def seal(folder: Path, name: str, limit: int | None) -> None:
-    """Flush `.<name>.partial` in `folder` to the disk with its files' checksums, give it its name, drop the oldest."""
+    """Add checksums to `.<name>.partial`, flush it to disk, rename it; keep `limit` checkpoints."""
     aside, old = folder / f".{name}.partial", folder / f".{name}.old"
     sums = {file: checksum(path) for file, path in files_in(aside).items()}
     (aside / "checksums.json").write_text(json.dumps(sums, indent=2), encoding="utf-8")
@@ -93,14 +94,14 @@ def seal(folder: Path, name: str, limit: int | None) -> None:
     to_disk(folder)
     shutil.rmtree(old, ignore_errors=True)
     if limit:
-        found = checkpoints(folder)  # those after this one are of steps that are taken again
+        found = checkpoints(folder)  # later ones are of steps that are repeated now
         for path in found[: found.index(folder / name) + 1][:-limit]:
             shutil.rmtree(path.rename(folder / f".{path.name}.old"))
 
 
 def hold(folder: Path, seconds: float = 0.5) -> bool:
-    """Keep other runs out of the folder, until `let_go` or the end of this process; False if one is at work there."""
-    import filelock  # not needed by a run that saves nothing
+    """Lock the folder until `let_go` or the end of the process; False if another run has it."""
+    import filelock  # a run that saves nothing does not need it
 
     lock = filelock.FileLock(folder.resolve() / LOCK)
     if any(held.lock_file == lock.lock_file for held in HELD):
@@ -109,23 +110,23 @@ def hold(folder: Path, seconds: float = 0.5) -> bool:
         lock.acquire(timeout=seconds)
     except filelock.Timeout:
         return False
-    except (OSError, NotImplementedError):  # a file system without locks; one that cannot be written to shows later
+    except (OSError, NotImplementedError):  # no locks here; if not writable, that shows later
         return True
     HELD.append(lock)
     return True
 
 
 def let_go() -> None:
-    """Let other runs into the folders that this process holds."""
+    """Unlock the folders that this process has locked."""
     while HELD:
         lock = HELD.pop()
-        with contextlib.suppress(OSError):  # Windows removes no open file
-            os.unlink(lock.lock_file)  # before the release: who waits for it sees that the file is gone
+        with contextlib.suppress(OSError):  # Windows cannot remove an open file
+            os.unlink(lock.lock_file)  # before the release: a waiting run sees that it is gone
         lock.release()
 
 
 def is_free(folder: Path) -> bool:
-    """Whether no run is at work in the folder."""
+    """Whether no run has locked the folder."""
     if not (folder / LOCK).exists():
         return True
     free = hold(folder)
@@ -139,15 +140,16 @@ def remove(path: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier run has left in its folder, and nothing that anybody else has put there."""
-    names = ["log.jsonl", "all_results.json", BEST, "glue_no_trainer", "training_curve.png", "confusion_matrix.png"]
+    """Remove what an earlier run has left in its folder, and nothing else."""
+    names = ["log.jsonl", "all_results.json", BEST, "glue_no_trainer"]
+    names += ["training_curve.png", "confusion_matrix.png"]
     predictions = [*folder.glob("predict_results*.csv"), *folder.glob("validation_predictions*.csv")]
     for old in [*checkpoints(folder), *predictions, *(folder / name for name in names)]:
         remove(old)
 
 
 def clear_aside(folder: Path) -> None:
-    """Remove what a killed run was writing."""
+    """Remove what a killed run had begun to write."""
     for left in folder.glob(".*.*"):
         if re.fullmatch(r"\.((step|epoch)_\d+\.(partial|old)|(model|best|all_results\.json)\.partial)", left.name):
             remove(left)

@@ -11,28 +11,29 @@ from no_trainer.launch import say
 from no_trainer.messages import stop, under_way
 from no_trainer.run import Run
 
-HUB_TIMEOUT = 120.0  # seconds without a byte; by itself the client would wait for ever
+HUB_TIMEOUT = 120.0  # seconds without a byte; by default the client waits for ever
 
 
 def make_repository(args: argparse.Namespace) -> str:
-    """The repository to upload to; made before training, so that a wrong token or name shows at once."""
+    """The repository to upload to, made before training so that a wrong token shows at once."""
     huggingface_hub.utils.disable_progress_bars()
     huggingface_hub.get_session().timeout = HUB_TIMEOUT
     name = args.hub_model_id or Path(args.output_dir).absolute().name
-    private = args.hub_private_repo or None  # None: as the account has it
+    private = args.hub_private_repo or None  # None: the account's default
+    options = {"token": args.hub_token, "private": private, "exist_ok": True}
     try:
-        return huggingface_hub.create_repo(name, token=args.hub_token, private=private, exist_ok=True).repo_id
+        return huggingface_hub.create_repo(name, **options).repo_id
     except (huggingface_hub.errors.HTTPError, OSError, ValueError) as error:
         stop(f"--push_to_hub: {name} could not be made: {error}")
 
 
 def shared(run: Run) -> list[str]:
-    """The files that are uploaded: the model with its tokenizer, the card with its pictures, results and log."""
+    """The names of the files to upload: those that this run has written, and its log."""
     return sorted(run.files | {"log.jsonl"})
 
 
 def upload(run: Run, message: str) -> None:
-    """Begin to upload what this run has written, and nothing else; it must not change before `finish_upload`."""
+    """Start to upload this run's files and no others; until `finish_upload` they must not change."""
     begun = huggingface_hub.upload_folder(
         repo_id=run.repository,
         folder_path=run.args.output_dir,
@@ -45,7 +46,7 @@ def upload(run: Run, message: str) -> None:
 
 
 def finish_upload(run: Run) -> None:
-    """Wait for an upload that is under way; the run does not depend on whether it succeeds."""
+    """Wait for the uploads to end; a failed one is a warning and does not stop the run."""
     name, folder = run.repository, run.args.output_dir
     while run.uploads:
         with under_way(f"uploading to {name}"):

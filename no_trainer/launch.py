@@ -1,4 +1,4 @@
-"""Devices and processes: what Accelerate is told, what one process does for all, and what is shown to people."""
+"""Devices and processes: starting Accelerate, work shared by processes, a faster CPU, printing."""
 
 import argparse
 import atexit
@@ -32,62 +32,70 @@ from no_trainer.messages import LAUNCHERS, STARTING, count, show, stop, suggesti
 
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
-    """The devices, the precision and the processes, as the launcher or the flags say."""
+    """Accelerate, with the devices, processes and precision of the launcher and the flags."""
     imports_are_done()
     for name in (*LAUNCHERS, "LOCAL_RANK", *LAUNCHERS.values()):
         if not re.fullmatch("[0-9]*", value := os.environ.get(name, "")):
             stop(f"{name} in the environment is {value!r}, not a number, as a launcher would set it; unset it")
     check_tracker(args.report_to, needed=args.with_tracking)
-    # several processes on a machine without an accelerator are one run only if Accelerate is told that it is a CPU run
-    no_accelerator = not (torch.accelerator.is_available() or accelerate.utils.is_torch_xla_available())
-    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"  # says `accelerate launch`
+    # without a GPU, Accelerate joins several processes into one run only with cpu=True
+    has_xla = accelerate.utils.is_torch_xla_available()
+    no_accelerator = not (torch.accelerator.is_available() or has_xla)
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"  # set by `accelerate launch`
+    accumulation = args.gradient_accumulation_steps
     try:
         PartialState(cpu=no_accelerator)
         accelerator = Accelerator(
-            # the plug-in, for DeepSpeed's configuration would win over the number
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.gradient_accumulation_steps),
+            # as a plug-in, since DeepSpeed's configuration would override a plain number
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
             mixed_precision=args.mixed_precision,
-            cpu=no_accelerator and not deepspeed,  # which Accelerate would not start in a CPU run
+            cpu=no_accelerator and not deepspeed,  # cpu=True would keep DeepSpeed from starting
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
-            # DDP would sort its buckets anew after the first step, also the first after a resume: other rounding
+            # otherwise DDP rebuilds its buckets after its first step: a resumed run would round differently
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=no_accelerator)],
             log_with=args.report_to if args.with_tracking else None,
             project_dir=args.output_dir,
         )
-    except (ValueError, ImportError, RuntimeError, AssertionError) as error:  # a precision that this machine has not
-        one_machine = "; on one machine that is 127.0.0.1" if "MASTER_ADDR" in str(error) else ""  # mpirun alone
-        named = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
-        given = "; in the environment: " + ", ".join(f"{n}={v}" for n, v in named.items()) if named else ""
-        stop(f"Accelerate cannot start: {error}{one_machine}{given}")
+    except (
+        ValueError,
+        ImportError,
+        RuntimeError,
+        AssertionError,
+    ) as error:  # such as a precision that this machine cannot do
+        mpirun_alone = "MASTER_ADDR" in str(error)
+        hint = "; on one machine, set it to 127.0.0.1" * mpirun_alone
+        named = [f"{name}={value}" for name, value in os.environ.items() if name.startswith("ACCELERATE_")]
+        given = f"; the environment has {', '.join(named)}" if named else ""
+        stop(f"Accelerate cannot start: {error}{hint}{given}")
     if torch.distributed.is_initialized():
         atexit.register(PartialState().destroy_process_group)
-        # kept to the end: were DDP's the last hold on it, letting it go would wait for gloo's threads, while they may
-        # wait for Python, which that holds up (https://github.com/pytorch/pytorch/issues/56297)
+        # keep a reference: when DDP drops the last one, it waits for gloo's threads, which may wait for
+        # Python's lock, which DDP holds (https://github.com/pytorch/pytorch/issues/56297)
         accelerator.state.process_group = torch.distributed.group.WORLD
     if accelerator.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 in the matrix products that are not in mixed precision
-    if deepspeed:  # it accumulates and clips itself
+        torch.set_float32_matmul_precision("high")  # TF32 in matrix products of fp32
+    if deepspeed:  # it accumulates and clips gradients itself
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
             "train_micro_batch_size_per_gpu": args.per_device_train_batch_size,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "gradient_accumulation_steps": accumulation,
             "gradient_clipping": args.max_grad_norm,
         }
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        stop("--mixed_precision fp16 needs a GPU; on a CPU take bf16 or no")
+        stop("--mixed_precision fp16 needs a GPU; on a CPU use bf16 or no")
     check_processes(accelerator.num_processes)
     quieten_libraries(bars=accelerator.is_main_process and sys.stderr.isatty())
     return accelerator
 
 
 def imports_are_done() -> None:
-    """Collect garbage again, but not among what the imports made: a seventh of the time of tokenizing."""
+    """Enable garbage collection, but not for what the imports made: tokenizing is a seventh faster."""
     STARTING.close()
     gc.freeze()
     gc.enable()
 
 
 def check_tracker(name: str, needed: bool) -> None:
-    """Whether --report_to names a tracker, and one that is installed if it is `needed`."""
+    """Check that --report_to names a tracker and, if it is `needed`, that it is installed."""
     known, installed = LoggerType.list(), [str(tracker) for tracker in get_available_trackers()]
     if name not in known:
         stop(f"--report_to {name}: takes one of {', '.join(known)}{suggestion(name, known)}")
@@ -97,18 +105,20 @@ def check_tracker(name: str, needed: bool) -> None:
 
 
 def check_processes(processes: int) -> None:
-    """Whether all processes that the launcher started are in one run."""
+    """Check that all processes that the launcher started are in one run."""
     for name in LAUNCHERS:
         if (started := count(name)) > processes:
+            accelerate_launch = f"`accelerate launch --multi_gpu --num_processes {started}`"
+            one_run = f"{accelerate_launch} or `torchrun --nproc_per_node {started}`"
             stop(
-                f"{name} says that {started} processes were started, but each of them would train alone. To make one "
-                f"run of them: `accelerate launch --multi_gpu --num_processes {started}` or `torchrun "
-                f"--nproc_per_node {started}`, on CPUs with ACCELERATE_USE_CPU=true; for {started} runs: unset {name}"
+                f"{name} says that {started} processes were started, but each of them would train alone. "
+                f"To make one run of them: {one_run}, on CPUs with ACCELERATE_USE_CPU=true; "
+                f"for {started} separate runs: unset {name}"
             )
 
 
 def quieten_libraries(bars: bool) -> None:
-    """What they say is said here, or of no use; `bars` leaves those of datasets."""
+    """Silence messages that the script replaces or nobody needs; `bars` keeps those of datasets."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity(logging.CRITICAL)
@@ -118,25 +128,25 @@ def quieten_libraries(bars: bool) -> None:
 
 
 def tune_cpu() -> None:
-    """Make a step on a CPU up to twice as fast; the figure of each line is in benchmarks/README.md."""
+    """Make a step on a CPU up to twice as fast; benchmarks/README.md says what each line gains."""
     F.dropout = dropout
-    # oneDNN keeps what it has built for each shape of a product: let these be some more than one step has
+    # oneDNN caches a kernel for each shape; one step needs fewer than these
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8") if sys.platform == "linux" else ""
     if "AuthenticAMD" in cpu and "amx_" not in cpu:
-        # MKL multiplies without AMD's AVX-512, on Zen 5 at half its speed. So oneDNN shall: it may take bf16 for it,
-        # which it does with Intel's matrix units (AMX) alone; without them the products are those of fp32
+        # use oneDNN, since MKL has no AVX-512 on AMD, which halves the speed on Zen 5. "medium" allows
+        # oneDNN to compute in bf16, but it does so only on CPUs with AMX: here it stays with fp32
         torch.set_float32_matmul_precision("medium")
-    if platform.libc_ver()[0] == "glibc":  # malloc shall keep what a step frees for the next one
+    if platform.libc_ver()[0] == "glibc":  # let malloc keep freed memory for the next step
         malloc = ctypes.CDLL(None)
-        malloc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: give nothing back
-        malloc.mallopt(-4, 0)  # M_MMAP_MAX: nor ask for a large block on its own, to give it back when it is freed
+        malloc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never return memory to the system
+        malloc.mallopt(-4, 0)  # M_MMAP_MAX: no separate large blocks, which are returned when freed
 
 
 def dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-    """`torch.nn.functional.dropout` at a third of its time on the CPU: four 16-bit random numbers at a draw, not one.
+    """`torch.nn.functional.dropout` in a third of the time on a CPU: four numbers for each draw.
 
-    `p` is rounded to 1/65536. The numbers come from torch's default generator, as they do there.
+    `p` is rounded to 1/65536. As in torch, the numbers come from the default generator.
     """
     if not training or p == 0:
         return x
@@ -146,7 +156,7 @@ def dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: boo
 
 
 def all_or_none(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
-    """Let every process `work`; if one of them stops, having said why, all stop."""
+    """Run `work` in every process and return its result; if it stops one of them, all stop."""
     code, result = 0, None
     try:
         result = work()
@@ -158,16 +168,16 @@ def all_or_none(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
 
 
 def one_first(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
-    """Let one process of each machine `work`, and then the others, who find what it has put into the cache."""
+    """Run `work` in one process of each machine, then in the others, which find a filled cache."""
     first = accelerator.is_local_main_process
     result = all_or_none(accelerator, lambda: work() if first else None)
     return result if first else work()
 
 
 def together(accelerator: Accelerator, write: Callable[[], object], target: Path, needed: bool = True) -> bool:
-    """Let every process `write` its part of `target`; returns whether all could.
+    """Let every process `write` its part of `target`, and return whether all succeeded.
 
-    Where one cannot, all end, with exit code 1; if it is not `needed`, a warning says so.
+    If one fails, the run ends with exit code 1 or, if `target` is not `needed`, prints a warning.
     """
     failure = None
     try:
@@ -177,14 +187,18 @@ def together(accelerator: Accelerator, write: Callable[[], object], target: Path
         if not isinstance(error, OSError) and not of_writing:
             raise
         full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
-        if not isinstance(error, OSError) and target.parent.exists():  # torch.save does not say why
+        if not isinstance(error, OSError) and target.parent.exists():  # torch.save gives no reason
             full = full or shutil.disk_usage(target.parent).free < 1 << 20
         failure = f"the disk is full ({error})" if full else str(error)
-    said = torch.tensor([list((failure or "").encode()[:1000].ljust(1000))], device=accelerator.device)
-    failures = [bytes(row).decode(errors="ignore").strip() for row in accelerator.gather(said).tolist()]
+    said = (failure or "").encode()[:1000].ljust(1000)
+    rows = accelerator.gather(torch.tensor([list(said)], device=accelerator.device)).tolist()
+    failures = [bytes(row).decode(errors="ignore").strip() for row in rows]
     if failures := [text for text in failures if text]:
         if target.name.endswith(".partial"):
-            shutil.rmtree(target, ignore_errors=True) if target.is_dir() else target.unlink(missing_ok=True)
+            if target.is_dir():
+                shutil.rmtree(target, ignore_errors=True)
+            else:
+                target.unlink(missing_ok=True)
         if needed:
             stop(f"{target} could not be written: {failures[0]}.", code=1)
         say(f"warning: {target} could not be written: {failures[0]}")
@@ -192,19 +206,19 @@ def together(accelerator: Accelerator, write: Callable[[], object], target: Path
 
 
 def say(text: str) -> None:
-    """Print above the progress bar, once for all processes. Control characters are shown as escapes."""
-    if not PartialState().is_main_process or sys.stdout is None:  # it was closed before Python began
+    """Print above the progress bar, in one process only, with escapes for control characters."""
+    if not PartialState().is_main_process or sys.stdout is None:  # closed before Python began
         return
     try:
         tqdm.write("\n".join(map(show, text.split("\n"))))
         sys.stdout.flush()
-    except (OSError, ValueError):  # nobody reads on (`| head`, Ctrl-C to `| tee`), the disk is full, it was closed
+    except (OSError, ValueError):  # closed, a full disk, or a reader that is gone (`| head`)
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def optional(what: str, work: Callable[[], Any]) -> Any:
-    """What `work` returns; where it fails, which ends no run, a warning says so."""
+    """The result of `work`; if it fails, None, and a warning instead of an error."""
     try:
         return work()
     except Exception as error:
@@ -213,14 +227,14 @@ def optional(what: str, work: Callable[[], Any]) -> Any:
 
 
 def progress_bar(what: str, **options: Any) -> tqdm:
-    """A bar for people: at a terminal, of one process; `options` are tqdm's."""
-    # None: where there is no terminal
-    disable = None if PartialState().is_main_process and options.get("total") != 0 else True
+    """A progress bar, shown by the first process in a terminal; `options` are tqdm's."""
+    wanted = PartialState().is_main_process and options.get("total") != 0
+    disable = None if wanted else True  # None lets tqdm look for a terminal
     return tqdm(desc=what, dynamic_ncols=True, disable=disable, **options)
 
 
 def hardware(accelerator: Accelerator) -> str:
-    """What the run is on, in words."""
+    """The devices of the run, such as `2 × NVIDIA H100 80GB HBM3`."""
     device = f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})"
     if accelerator.device.type == "cuda":
         device = torch.cuda.get_device_name()

@@ -1,4 +1,4 @@
-"""Batches that fit the memory of the device: a batch that does not is halved, and the run stays the same run."""
+"""Batch sizes that fit the memory of the device; the global batch of the run stays the same."""
 
 import argparse
 from collections.abc import Callable
@@ -19,7 +19,8 @@ from no_trainer.labels import numbers
 from no_trainer.launch import say
 from no_trainer.messages import stop
 
-WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)  # each process has the whole model
+# each process has the whole model
+WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 def fit_batches(
@@ -30,22 +31,22 @@ def fit_batches(
     train_data: Dataset,
     eval_data: dict[str, Dataset],
 ) -> tuple[int, int]:
-    """The batch sizes for training and for evaluation, halved until the longest rows fit the memory of the device.
+    """The batch sizes for training and for evaluation, halved until the longest rows fit the memory.
 
-    All processes get the same sizes. The batch size for training stays a divisor of the one that was asked for, so
-    that more gradient accumulation makes the same global batch of it. Nothing that the run depends on is changed:
-    the gradients are dropped, and random numbers go on where they were. A model that is spread over several
-    processes is not tried, since one process that fails would leave the others waiting.
+    All processes get the same sizes. The batch size for training stays a divisor of the flag's, so that more
+    gradient accumulation makes the same global batch. Afterwards, gradients are cleared and the random state
+    is as before. A model that is spread over several processes is not tried, since a process that fails
+    would leave the others waiting.
     """
     batch_size, eval_size = args.per_device_train_batch_size, args.per_device_eval_batch_size
     if accelerator.distributed_type not in WHOLE or accelerator.device.type == "xla":
         return batch_size, eval_size
-    bare = accelerator.unwrap_model(model, keep_torch_compile=False)  # it waits for no other process
+    bare = accelerator.unwrap_model(model, keep_torch_compile=False)  # DDP would wait for others
 
     def try_training(size: int) -> None:
         bare.train()
         trained = sum(p.numel() * p.element_size() for p in bare.parameters() if p.requires_grad)
-        # what AdamW will need from the first step on; a CPU's memory would only be promised, not taken
+        # for AdamW's state after the first step; on a CPU, an empty tensor takes no memory
         later = 0 if accelerator.device.type == "cpu" else 2 * trained
         reserved = torch.empty(later, dtype=torch.uint8, device=accelerator.device)
         batch = send_to_device(collate(longest(train_data, size)), accelerator.device)
@@ -70,7 +71,7 @@ def fit_batches(
 
 
 def longest(data: Dataset, size: int) -> list[dict]:
-    """The longest rows, as many as there may be in a batch."""
+    """The `size` longest rows, or all if there are fewer."""
     order = np.argsort(-numbers(data, "length"), kind="stable")[:size]
     return list(data.remove_columns("length").select(order))
 
@@ -82,7 +83,7 @@ def largest(
     sizes: list[int],
     attempt: Callable[[int], None],
 ) -> int:
-    """The first of the sizes, each at most half of the one before, with which the attempt fits everywhere."""
+    """The first size that fits on all processes; each one tried is at most half of the one before."""
     size, error = sizes[0], None
     while size:
         failure = None
@@ -102,27 +103,29 @@ def largest(
         size = next((smaller for smaller in sizes if smaller <= size // 2), 0)
     if not size:
         why = f": {error}" if error else ""
-        stop(f"out of memory: not even one row fits; take a smaller --max_length, model or --mixed_precision{why}", 1)
+        smaller = "use a smaller --max_length, a smaller model or --mixed_precision"
+        stop(f"out of memory: not even one row fits; {smaller}{why}", 1)
     if size < sizes[0]:
-        often = f"accumulated {sizes[0] // size} times as often, which is the same run"
+        often = f"with {sizes[0] // size} times the gradient accumulation, which is the same run"
         same = often if "train" in flag else "which gives the same scores"
         say(f"--{flag} {sizes[0]} does not fit the memory of the device: it is {size}, {same}")
     return size
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device has no memory left for what was asked of it."""
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error)
-    return known or "DefaultCPUAllocator: not enough memory" in str(error)  # on Windows
+    """Whether the error says that a device has too little memory."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error):
+        return True
+    return "DefaultCPUAllocator: not enough memory" in str(error)  # on Windows
 
 
 def stop_for_memory(error: Exception, args: argparse.Namespace | None) -> NoReturn:
-    """End a run that ran out of memory later on, with the command that goes on with half the batch."""
+    """End a run that is out of memory, with the command that continues with half the batch."""
     message = f"out of memory: {type(error).__name__}: {error}"
     if args is None:  # in a process that `accelerate launch` started on a TPU
         stop(message, code=1, alone=True)
     rows, accumulation = args.per_device_train_batch_size, GradientState().num_steps
-    size = max(rows * args.gradient_accumulation_steps // accumulation, 1)  # as it was
+    size = max(rows * args.gradient_accumulation_steps // accumulation, 1)  # what `fit_batches` chose
     smaller = next((part for part in range(size // 2, 0, -1) if size % part == 0), 1)
     half = {
         "per_device_train_batch_size": smaller,
@@ -134,4 +137,5 @@ def stop_for_memory(error: Exception, args: argparse.Namespace | None) -> NoRetu
     if saved:
         again = f"To go on from {saved[-1].name} with half the batch: {resume_command(*flags)}"
         stop(message, code=1, alone=True, command=again)
-    stop(f"{message} There is no checkpoint to go on from; half the batch is {' '.join(flags)}.", code=1, alone=True)
+    message += f" There is no checkpoint to go on from; half the batch is {' '.join(flags)}."
+    stop(message, code=1, alone=True)

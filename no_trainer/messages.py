@@ -1,4 +1,4 @@
-"""What the user is told: errors of one line, names as a terminal can show them."""
+"""Messages to the user: errors of one line, and names that are safe to print."""
 
 import contextlib
 import difflib
@@ -12,54 +12,55 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NoReturn
 
-LAUNCHERS = {  # where a launcher says how many processes it has started: where it says which of them this one is
+LAUNCHERS = {  # launchers' variables: how many processes were started, and which of them this is
     "WORLD_SIZE": "RANK",
     "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
     "PMI_SIZE": "PMI_RANK",
     "MV2_COMM_WORLD_SIZE": "MV2_COMM_WORLD_RANK",
-    "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",  # srun's; SLURM_NTASKS is also there in a script that sbatch started once
+    "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",  # srun's; SLURM_NTASKS is set by sbatch, too
 }
-LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # whatever begins a new line somewhere
+LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # whatever some program takes as a line end
 STARTING = contextlib.ExitStack()  # closed when the imports are done
-EARLIER: dict[int, Any] = {}  # handlers of signals that `before_imports` has exchanged
+EARLIER: dict[int, Any] = {}  # signal handlers that `before_imports` has replaced
 
 
 def open_streams() -> None:
-    """Open what was closed before Python began (`>&-`): what is said goes nowhere, an error to standard output.
+    """Replace standard streams that were closed before Python began (`>&-`); errors go to standard output.
 
-    Otherwise the next file to be opened would be in its place, and get what a library prints.
+    Otherwise the next file to be opened would take their number, and libraries would print into it.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or sys.stdout
 
 
 def stop(message: str, code: int = 2, alone: bool = False, command: str = "") -> NoReturn:
-    """End the run with one line on what the user can mend (code 2) or on what befell the run (code 1).
+    """End the run with one line: on a mistake of the user (code 2) or a failure of the run (code 1).
 
-    Of several processes with the same error the first one speaks; an error that only this process knows of is `alone`.
-    A `command` that helps stands at the end of the line, where it can be copied.
+    Only the first process prints an error that all have; `alone` says that no other process has it.
+    A `command` that helps comes last in the line, where it can be copied.
     """
     first = process_number() == "0" or alone
     if not first:
         with contextlib.suppress(ValueError):  # outside the main thread
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(5)  # the launcher ends all processes as soon as one has left: let the first finish its sentence
-    if first or os.environ.get("LOCAL_RANK") == "0":  # the first of another machine, which may lack what that one has
-        message += " Earlier checkpoints are as they were." * (code == 1) + f" {command}" * bool(command)
+        time.sleep(5)  # the launcher kills all processes once one ends: let the first print its message
+    if first or os.environ.get("LOCAL_RANK") == "0":  # one on each machine: the machines may differ
+        message += " Earlier checkpoints are unchanged." * (code == 1) + f" {command}" * bool(command)
         message = show(re.sub(rf"\s*[{LINE_ENDS}]\s*", " ", message))
-        write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print  # above a progress bar
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # nowhere to write to: closed, or a full disk
+        above_bars = "tqdm" in sys.modules
+        write = sys.modules["tqdm"].tqdm.write if above_bars else print
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # a closed stream or a full disk
             write(f"run_glue_no_trainer.py: error: {message}", file=sys.stderr)
     sys.exit(code)
 
 
 def process_number() -> str:
-    """Which of a launcher's processes this one is; `0` if it is the first, or the only one."""
+    """The number of this process among the launcher's, as text; `0` for the first or only one."""
     for size, rank in LAUNCHERS.items():
         if count(size) > 1:
             return os.environ.get(rank, "0")
@@ -73,24 +74,28 @@ def count(variable: str) -> int:
 
 
 def show(name: str) -> str:
-    """A name or label of the user's in one line: characters that a terminal would obey are written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(name))
+    """A name or label in one line, with escapes for characters that would control a terminal."""
+
+    def escape(character: str) -> str:
+        return character.encode("unicode_escape", "surrogatepass").decode()
+
+    return "".join(c if c.isprintable() else escape(c) for c in str(name))
 
 
 def many(number: int, thing: str) -> str:
-    """A number of things, in words: `1 row`, `2 rows`."""
+    """A number with its noun: `1 row`, `2 rows`."""
     return f"{number:,} {thing}" + "s" * (number != 1)
 
 
 def some(things: Iterable[str], number: int) -> str:
-    """The first five of a number of things, and how many there are besides."""
+    """The first five of a number of things, and how many more there are."""
     named = list(islice(things, 5))
     return ", ".join(named) + f" and {number - len(named):,} more" * (number > len(named))
 
 
 @contextlib.contextmanager
 def under_way(what: str) -> Iterator[None]:
-    """Say at a terminal what is being done, if that takes longer than three seconds."""
+    """Print in a terminal what is being done, if that takes more than three seconds."""
     timer = threading.Timer(3, lambda: print(f"{what} ...", file=sys.stderr, flush=True))
     timer.daemon = True
     if sys.stderr and sys.stderr.isatty() and os.environ.get("LOCAL_RANK", "0") == "0":
@@ -102,7 +107,7 @@ def under_way(what: str) -> Iterator[None]:
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
-    """What to say of a name that nobody knows: the nearest one that there is."""
+    """The end of a message about an unknown name: the most similar known one, if any."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
     return f"; did you mean {near[0]}?" if near else ""
 

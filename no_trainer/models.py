@@ -1,4 +1,4 @@
-"""Pretrained models by name, with what can be wrong with them told, and models of one's own around them."""
+"""Loading pretrained models, with checks of their weights, and custom models built around them."""
 
 import argparse
 import copy
@@ -22,8 +22,9 @@ from no_trainer.commands import quote
 from no_trainer.launch import say
 from no_trainer.messages import many, some, stop, under_way
 
-LEAKY = ("convbert", "nystromformer", "yoso")  # these have a mask, but convolve or sample over the padding
-POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")  # modules: a row for each place
+LEAKY = ("convbert", "nystromformer", "yoso")  # their mask does not hide all of the padding
+# modules with an embedding of each position
+POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
 CONVERT = """\
 import glob, torch, safetensors.torch as s; f = {folder!r} + "/"; \
 w = dict(x for b in glob.glob(f + "pytorch_model*.bin") for x in torch.load(b, weights_only=True).items()); \
@@ -31,10 +32,10 @@ s.save_file({{n: t.clone() for n, t in w.items()}}, f + "model.safetensors", dic
 
 
 def from_pretrained(kind: Any, args: argparse.Namespace, flag: str = "model_name_or_path", **options: Any) -> Any:
-    """What an Auto class, `kind`, makes of the name that this flag has.
+    """What the Auto class `kind` loads for the name that is given by `flag`.
 
     Raises:
-        SystemExit: 2, whatever the files of the model hold that it cannot be made of.
+        SystemExit: 2, if it cannot be loaded, with the reason.
     """
     name, revision, trust = getattr(args, flag), args.model_revision, args.trust_remote_code
     revision = revision if flag == "model_name_or_path" else "main"
@@ -46,24 +47,26 @@ def from_pretrained(kind: Any, args: argparse.Namespace, flag: str = "model_name
             raise
         if what := what_it_is(Path(name)):
             stop(f"--{flag} {name} {what}")
-        if isinstance(error, (OSError, ImportError, StrictDataclassError)):  # transformers says what is wrong
+        if isinstance(error, (OSError, ImportError, StrictDataclassError)):  # with clear messages
             stop(f"--{flag} {name}: {error}")
         if args.attn_implementation and "attn_implementation" in str(error):
             stop(f"--attn_implementation {args.attn_implementation}: {error}")
-        parts = {AutoConfig: "config.json", AutoTokenizer: "the files of its tokenizer"}
-        why = str(error) if isinstance(error, (ValueError, SafetensorError)) else f"{type(error).__name__}: {error}"
-        stop(f"--{flag} {name}: {parts.get(kind, 'its weights, or config.json,')} cannot be used: {why}")
+        parts = {AutoConfig: "config.json", AutoTokenizer: "its tokenizer files"}
+        part = parts.get(kind, "its weights or its config.json")
+        known = isinstance(error, (ValueError, SafetensorError))
+        why = str(error) if known else f"{type(error).__name__}: {error}"
+        stop(f"--{flag} {name}: {part} cannot be used: {why}")
 
 
 def what_it_is(folder: Path) -> str:
-    """What a folder is that is no model, and what to give instead; nothing where that is not known."""
+    """What a folder without a model is and what to give instead; empty if it is not known."""
     if (folder / "progress.json").is_file():
-        return "is a checkpoint of a run: --resume_from_checkpoint goes on from it; the model is in --output_dir"
+        return "is a checkpoint of a run: give its --output_dir, or continue with --resume_from_checkpoint"
     if (folder / "adapter_config.json").is_file():
-        return "is an adapter of PEFT: merge it into its model with merge_and_unload(), and give what that saves"
+        return "is an adapter of PEFT: merge it with merge_and_unload() and give the merged model"
     if list(folder.glob("pytorch_model*.bin")) and not list(folder.glob("*.safetensors")):
         convert = CONVERT.format(folder=str(folder))
-        hint = f"to convert them and run none: python -c {quote(convert)}"
+        hint = f"to convert them without running any: python -c {quote(convert)}"
         return f"has its weights in a pickle, which could run code; {hint}"
     return ""
 
@@ -71,81 +74,79 @@ def what_it_is(folder: Path) -> str:
 def load_weights(
     args: argparse.Namespace, config: PretrainedConfig, own: Callable[[Model], torch.nn.Module] | None = None
 ) -> tuple[torch.nn.Module, set[str]]:
-    """The model of this configuration in float32, and the names of the weights that are new.
+    """The model of this configuration in float32, and the names of its newly initialized weights.
 
-    `own` makes a model of one's own from it, which is saved, and loaded again, without transformers' help.
+    `own` builds a custom model around it; `save_model` and `load_own` save and load that.
 
     Raises:
-        SystemExit: 2, where weights beyond the head are not in the files, or have another shape there.
+        SystemExit: 2, if weights below the head are missing in the files or have another shape.
     """
     if saved := getattr(config, "own_class", None):
         return load_own(args, config, own, saved), set()
     if args.trust_remote_code:
-        say(f"warning: --trust_remote_code runs whatever Python code comes with {args.model_name_or_path}")
+        say(f"warning: --trust_remote_code runs the Python code of {args.model_name_or_path}")
     device = PartialState().device
+    # faster than SDPA, whose dropout is slow on a CPU and whose mask XLA copies to the host in each step
+    fast = "eager" if device.type in ("cpu", "xla") else None
     model, loaded = from_pretrained(
         AutoModelForSequenceClassification,
         args,
         output_loading_info=True,
         config=config,
         dtype=torch.float32,
-        ignore_mismatched_sizes=True,  # each is looked at below
-        # on the CPU, dropout inside SDPA costs more than the attention matrix it saves; on XLA its mask is read
-        # by the host in each step
-        attn_implementation=args.attn_implementation or ("eager" if device.type in ("cpu", "xla") else None),
+        ignore_mismatched_sizes=True,  # checked below
+        attn_implementation=args.attn_implementation or fast,
         use_safetensors=True,  # a pickle could run code
     )
-    body = f"{model.base_model_prefix}."
-    unused = [
-        name
-        for name in loaded["unexpected_keys"]
-        if name.startswith(body) and not re.search("pooler|position_ids", name)
-    ]
-    if unused:
+    mismatched = loaded["mismatched_keys"]
+    shapes = {name: f"{tuple(there)} there, {tuple(here)} here" for name, there, here in mismatched}
+    new = set(loaded["missing_keys"]) | set(shapes)
+    unused = [name for name in loaded["unexpected_keys"] if name.startswith(f"{model.base_model_prefix}.")]
+    if unused := sorted(name for name in unused if not re.search("pooler|position_ids", name)):
         say(
-            f"warning: {many(len(unused), 'weight')} of {args.model_name_or_path} have no place in the model that its "
-            f"config.json describes: {some(sorted(unused), len(unused))}"
+            f"warning: {many(len(unused), 'weight')} of {args.model_name_or_path} have no place in the model "
+            f"that its config.json describes: {some(unused, len(unused))}"
         )
-    missing = set(loaded["missing_keys"])
-    shapes = {name: f"{tuple(there)} there, {tuple(here)} here" for name, there, here in loaded["mismatched_keys"]}
-    new = missing | set(shapes)
     check_weights(args.model_name_or_path, model, new, shapes)
     if shapes and not args.ignore_mismatched_sizes:
         stop(
-            f"--model_name_or_path {args.model_name_or_path} has a head of another size than the {config.num_labels} "
-            "labels of the data; --ignore_mismatched_sizes starts a new head"
+            f"--model_name_or_path {args.model_name_or_path} has a head of another size than the "
+            f"{config.num_labels} labels of the data; --ignore_mismatched_sizes starts a new head"
         )
     if new and args.num_train_epochs == 0 and not args.max_train_steps:
-        say(f"warning: {args.model_name_or_path} has no trained head: what it answers is drawn at random")
+        say(f"warning: {args.model_name_or_path} has no trained head: its predictions are random")
     return own(model) if own else model, new
 
 
 def check_weights(name: str, model: Model, new: set[str], shapes: dict[str, str]) -> None:
-    """Whether only the head is new, and perhaps the pooler, which many base models come without."""
+    """Check that only the head is new, and perhaps the pooler, which many base models lack."""
     body = f"{model.base_model_prefix}."
     lost = sorted(weight for weight in new if weight.startswith(body) and ".pooler." not in weight)
     if lost:
         total = sum(weight.startswith(body) for weight, _ in model.named_parameters())
+        share = f"{len(lost)} of the {many(total, 'weight')}"
         found = [f"{weight} ({shapes[weight]})" if weight in shapes else weight for weight in lost]
         stop(
-            f"--model_name_or_path {name}: {len(lost)} of the {many(total, 'weight')} below the head are not in its "
-            f"files as its model type, {model.config.model_type}, has them: {some(found, len(found))}"
+            f"--model_name_or_path {name}: {share} below the head are not in its files, "
+            f"or not as its type, {model.config.model_type}, has them: {some(found, len(found))}"
         )
     if pooler := sorted(weight for weight in new if weight.startswith(body)):
-        say(f"the model comes without a pooler: {some(pooler, len(pooler))} start at random, as the head does")
+        names = some(pooler, len(pooler))
+        say(f"the model comes without a pooler: {names} start at random, like the head")
 
 
 def load_own(args: argparse.Namespace, config: PretrainedConfig, own: Callable | None, saved: str) -> torch.nn.Module:
-    """A model of one's own with the weights that `save_model` saved."""
+    """The custom model that `own` builds, of the class named `saved`, with its saved weights."""
     model = own(AutoModelForSequenceClassification.from_config(config)) if own else None
     if type(model).__name__ != saved:
-        stop(f"--model_name_or_path {args.model_name_or_path} holds a {saved}, a class of the script that saved it")
+        name = args.model_name_or_path
+        stop(f"--model_name_or_path {name} holds a {saved}: use the script that defines this class")
     load_model(model, Path(args.model_name_or_path) / "model.safetensors")
     return model
 
 
 def save_model(model: torch.nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    """Save a model of transformers as it does; one of one's own as its weights, with its `config` if it has one."""
+    """Save a transformers model as usual, a custom one as its weights with its `config`, if any."""
     if hasattr(model, "save_pretrained"):
         model.save_pretrained(folder, state_dict=weights)
         return
@@ -157,45 +158,47 @@ def save_model(model: torch.nn.Module, weights: dict[str, torch.Tensor], folder:
 
 
 def position_tables(model: torch.nn.Module) -> list[torch.nn.Embedding]:
-    """The embeddings of absolute positions; none where a model has relative ones, or rotates."""
+    """The embeddings of absolute positions; none if positions are relative or rotary."""
     named = ((name.rpartition(".")[2], module) for name, module in model.named_modules())
-    return [module for name, module in named if name in POSITIONS and isinstance(module, torch.nn.Embedding)]
+    tables = [module for name, module in named if name in POSITIONS]
+    return [table for table in tables if isinstance(table, torch.nn.Embedding)]
 
 
 def fit_length(max_length: int, model: torch.nn.Module) -> int:
-    """The length that texts are cut at, or what the model has positions for if that is less."""
+    """How many tokens of a text are read: `max_length`, or the model's limit if that is less."""
     config, limits = getattr(model, "config", None), []
     for table in position_tables(model):
-        # RoBERTa and its kin count positions from the one after the padding's, BART and its kin from the third
-        skipped = getattr(table, "offset", 0) or (0 if table.padding_idx is None else table.padding_idx + 1)
-        limits.append(table.num_embeddings - skipped)
+        # RoBERTa and others count positions from padding_idx + 1, BART and others from an offset
+        after_padding = 0 if table.padding_idx is None else table.padding_idx + 1
+        limits.append(table.num_embeddings - (getattr(table, "offset", 0) or after_padding))
     named = getattr(config, "max_position_embeddings", None) or 0
-    relative = getattr(config, "relative_attention", False) or "relative" in str(
-        getattr(config, "position_embedding_type", "")
-    )
+    kind = str(getattr(config, "position_embedding_type", ""))
+    relative = getattr(config, "relative_attention", False) or "relative" in kind
     if named > 0 and not relative:
         limits.append(named)
     if limits and max_length > min(limits):
-        say(f"warning: --max_length {max_length} is more than the model can read; it is lowered to {min(limits)}")
+        lowered = f"is more than the model can read; it is lowered to {min(limits)}"
+        say(f"warning: --max_length {max_length} {lowered}")
     return min([max_length, *limits])
 
 
 def reads_padding(model: torch.nn.Module) -> bool:
-    """Whether a model's answer depends on how far a text is padded, so that all are to be padded alike."""
-    return isinstance(model, Model) and ("attention_mask" not in inputs_of(model) or model.config.model_type in LEAKY)
+    """Whether padding changes a model's predictions, so that all texts need one length."""
+    if not isinstance(model, Model):
+        return False
+    return "attention_mask" not in inputs_of(model) or model.config.model_type in LEAKY
 
 
 def inputs_of(model: Model) -> list[str]:
-    """The names of what a model of transformers takes; a `forward` that only hands things on names none of them."""
+    """The names of the model's inputs, with the usual ones if `forward` only passes them on."""
     names = list(inspect.signature(model.forward).parameters)
     return names if "input_ids" in names else [*names, "input_ids", "token_type_ids", "attention_mask"]
 
 
 def name_model(model: torch.nn.Module) -> str:
-    """What a checkpoint has to fit: architecture, size and configuration, wherever the model was loaded from."""
+    """The class, size and configuration of a model, which a checkpoint has to match."""
     config = model.config.to_dict() if hasattr(model, "config") else {}
     config = {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version")}
     number = xxhash.xxh32_hexdigest(json.dumps(config, sort_keys=True, default=str).encode())
-    return (
-        f"{type(model).__name__} of {sum(p.numel() for p in model.parameters()):,} parameters, configuration {number}"
-    )
+    size = sum(p.numel() for p in model.parameters())
+    return f"{type(model).__name__} of {size:,} parameters, configuration {number}"

@@ -1,4 +1,4 @@
-"""The folder of a run and where the run is: its progress, its log and its trackers."""
+"""The state of a run: its folder, progress, log and trackers."""
 
 import argparse
 import datetime
@@ -26,26 +26,27 @@ from no_trainer.signals import StopSignal
 
 @dataclass
 class Progress:
-    """Where the run is; saved with every checkpoint."""
+    """How far the run has come; saved with every checkpoint."""
 
     step: int = 0  # optimizer steps taken
-    epoch: int = 0  # epochs completed, with their evaluation
-    batch: int = 0  # global batches of the current epoch that are done, steps skipped by the fp16 scaler included
-    recent: list[list[float]] = field(default_factory=list)  # since the last line of the log: rate, mean loss, norm
-    loss_total: float = 0.0  # of all global batches up to the last line of the log
+    epoch: int = 0  # epochs completed and evaluated
+    batch: int = 0  # global batches done in this epoch, even if skipped by the fp16 scaler
+    # learning rate, mean loss and gradient norm of each global batch since the last line of the log
+    recent: list[list[float]] = field(default_factory=list)
+    loss_total: float = 0.0  # the sum of all global batches' losses up to the last line of the log
     loss_count: int = 0
     processes: int = 1
     seconds: float = 0.0  # of training and evaluation
     results: dict[str, Any] = field(default_factory=dict)  # of the last evaluation
     best: dict[str, Any] = field(default_factory=dict)  # of the best one
-    waited: int = 0  # evaluations since
+    waited: int = 0  # evaluations since the best one
     settings: dict[str, Any] = field(default_factory=dict)  # what a resumed run must not change
-    run: str = field(default_factory=lambda: os.urandom(4).hex())  # its name for trackers, which a resumed run keeps
+    run: str = field(default_factory=lambda: os.urandom(4).hex())  # its name for trackers
 
 
 @dataclass
 class Run:
-    """The folder of a run, and where the run is."""
+    """A run: its flags, devices and progress, and what it has to save and report."""
 
     args: argparse.Namespace
     accelerator: Accelerator
@@ -55,35 +56,37 @@ class Run:
     max_steps: int  # of the whole run
     table: str  # of the data
     repository: str | None = None  # on the hub
-    begun: float = field(default_factory=time.perf_counter)  # on this process's clock, as if it had made no pause
-    mark: tuple[int, float] = (0, 0.0)  # the step and the time that speed is counted from
-    unread: list[tuple] = field(default_factory=list)  # steps still on the device: learning rate, loss, gradient norm
+    begun: float = field(default_factory=time.perf_counter)  # as if never interrupted
+    mark: tuple[int, float] = (0, 0.0)  # step and time from which the speed is measured
+    unread: list[tuple] = field(default_factory=list)  # rate, loss and norm, still on the device
     uploads: list[Future] = field(default_factory=list)
-    files: set[str] = field(default_factory=set)  # that this run has written into the folder, and may be uploaded
-    predictions: dict[str, tuple] = field(default_factory=dict)  # for each validation split: logits and labels
-    mistakes: list[str] = field(default_factory=list)  # the worst of them, in words
+    files: set[str] = field(default_factory=set)  # that this run has written, to be uploaded
+    predictions: dict[str, tuple] = field(default_factory=dict)  # logits and labels of each validation split
+    mistakes: list[str] = field(default_factory=list)  # the worst wrong predictions, in words
 
     def start_clock(self) -> None:
-        """Count the speed from here on."""
+        """Measure the speed from here on."""
         self.mark = (self.progress.step, time.perf_counter())
 
     def position(self) -> dict[str, float]:
-        return {"step": self.progress.step, "epoch": self.progress.epoch + self.progress.batch / self.steps_per_epoch}
+        progress = self.progress
+        epochs = progress.epoch + progress.batch / self.steps_per_epoch
+        return {"step": progress.step, "epoch": epochs}
 
 
 def plan_schedule(args: argparse.Namespace, max_steps: int) -> tuple[int, int]:
-    """The steps of warm-up and of the whole schedule, for transformers' `get_scheduler`."""
+    """The numbers of warm-up steps and of all steps, for transformers' `get_scheduler`."""
     warmup = args.num_warmup_steps
-    if warmup is None:  # at least one step is to learn something
+    if warmup is None:  # at least one step has the full learning rate
         warmup = max(0, min(math.ceil(args.warmup_ratio * max_steps), max_steps - 1))
-    return warmup, max(max_steps, warmup + 1)  # a polynomial divides by the steps after the warm-up
+    return warmup, max(max_steps, warmup + 1)  # the polynomial schedule divides by the difference
 
 
 def read_losses(run: Run) -> None:
-    """Bring the losses of the latest steps from the device: the one place where the loop waits for it.
+    """Copy the latest losses from the device, the only place where the loop waits for it.
 
     Raises:
-        SystemExit: 1, where a loss or a gradient is not finite.
+        SystemExit: 1, if a loss or a gradient is not finite.
     """
     if not run.unread:
         return
@@ -92,14 +95,15 @@ def read_losses(run: Run) -> None:
     losses = run.accelerator.reduce(torch.stack(losses), "mean").tolist()
     norms = torch.stack([torch.as_tensor(norm) for norm in norms]).tolist()
     for index, (rate, loss, norm) in enumerate(zip(rates, losses, norms, strict=True)):
-        scaled = run.accelerator.scaler is not None  # in fp16 infinite gradients are the scaler's to deal with
+        scaled = run.accelerator.scaler is not None  # the fp16 scaler handles infinite gradients
         if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):
+            step = progress.step - len(losses) + index + 1
             before = f"; the step before had loss {progress.recent[-1][1]:.4g}" if progress.recent else ""
             stop(
-                f"step {progress.step - len(losses) + index + 1}: the loss is {loss:.4g} and the gradient norm "
-                f"{norm:.4g}, at learning rate {rate:.4g}{before}. The usual causes: a --learning_rate too high for "
-                "this model (try a tenth), too short a warm-up (--warmup_ratio 0.2), fp16 (try --mixed_precision "
-                "bf16), or weights that were broken before.",
+                f"step {step}: the loss is {loss:.4g} and the gradient norm {norm:.4g}, at learning rate "
+                f"{rate:.4g}{before}. The usual causes: a --learning_rate too high for this model (try a "
+                "tenth), too short a warm-up (--warmup_ratio 0.2), fp16 (try --mixed_precision bf16), or "
+                "weights that were broken before.",
                 code=1,
             )
         progress.recent.append([rate, loss, norm])
@@ -107,32 +111,33 @@ def read_losses(run: Run) -> None:
 
 
 def log_losses(run: Run, bar: tqdm) -> None:
-    """Log the mean loss since the last line, and show it: beside the bar or, in a log file, on a line."""
+    """Log the mean loss since the last line, and print it beside the progress bar or on a line."""
     read_losses(run)
     progress = run.progress
     rates, losses, norms = zip(*progress.recent, strict=True)
-    progress.loss_total, progress.loss_count = progress.loss_total + sum(losses), progress.loss_count + len(losses)
+    progress.loss_total += sum(losses)
+    progress.loss_count += len(losses)
     progress.recent = []
     line = {"loss": sum(losses) / len(losses), "learning_rate": rates[-1], "grad_norm": norms[-1]}
 
     (step, begun), run.mark = run.mark, (progress.step, time.perf_counter())
-    seconds = (run.mark[1] - begun) / max(progress.step - step, 1)  # of a step
+    seconds = (run.mark[1] - begun) / max(progress.step - step, 1)  # for a step
     speed = progress.settings["global_batch_size"] / seconds
     loss, rate = f"{line['loss']:.4f}", f"{line['learning_rate']:.2e}"
+    narrow = {"loss": loss, "lr": rate}
     wide = {"rows/s": f"{speed:.0f}", "MB": f"{peak_memory(run.accelerator) / 1e6:,.0f}"}
-    # of a bar that is not shown, nothing
-    bar.set_postfix({"loss": loss, "lr": rate} | (wide if shutil.get_terminal_size().columns >= 100 else {}))
-    if bar.disable:
+    bar.set_postfix(narrow | (wide if shutil.get_terminal_size().columns >= 100 else {}))
+    if bar.disable:  # no terminal
         left = datetime.timedelta(seconds=round((bar.total - progress.step) * seconds))
         say(
-            f"step {progress.step} of {bar.total}: loss {loss}, learning rate {rate}, {speed:.0f} rows a second, "
-            f"{left} left, {wide['MB']} MB"
+            f"step {progress.step} of {bar.total}: loss {loss}, learning rate {rate}, "
+            f"{speed:.0f} rows a second, {left} left, {wide['MB']} MB"
         )
     log(run, run.position() | line, speed)
 
 
 def peak_memory(accelerator: Accelerator) -> int:
-    """The most bytes so far that tensors have had on the device, or this process on a CPU; 0 where nobody counts."""
+    """The peak memory in bytes: of tensors on a GPU, of the process on a CPU; 0 if unknown."""
     if accelerator.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     try:
@@ -143,18 +148,18 @@ def peak_memory(accelerator: Accelerator) -> int:
 
 
 def log(run: Run, line: dict[str, Any], speed: float | None = None) -> None:
-    """One line for log.jsonl and the trackers; of the speed, which no two runs share, only the trackers are told."""
+    """Write a line to log.jsonl and the trackers; `speed`, which varies, only to those."""
     line = numbers_in(line)
     if run.args.output_dir and run.accelerator.is_main_process:
         file = Path(run.args.output_dir) / "log.jsonl"
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it
+            file.parent.mkdir(parents=True, exist_ok=True)  # in case somebody removed it
             with open(file, "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(line) + "\n")
         except OSError as error:
             if run.progress.step < run.max_steps:
                 stop(f"{file} could not be written: {error}.", code=1)
-            say(f"warning: {file} could not be written: {error}")  # the model is yet to be saved
+            say(f"warning: {file} could not be written: {error}")  # the model is not saved yet
     if run.args.with_tracking:
         extra = {"samples_per_second": speed} if speed else {}
         shown = {name: value for name, value in line.items() if name != "step"} | extra
@@ -163,46 +168,49 @@ def log(run: Run, line: dict[str, Any], speed: float | None = None) -> None:
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The lines of log.jsonl."""
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    text = (folder / "log.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def start_trackers(accelerator: Accelerator, args: argparse.Namespace, progress: Progress, resumed: bool) -> None:
-    """Open the trackers with the flags, but for secrets; after a resume they go on with the curves that they have."""
+    """Start the trackers with the flags, except secrets; a resumed run continues its curves."""
     folder = Path(args.output_dir) / "glue_no_trainer"
     same = {"name": f"{Path(args.output_dir).name}-{progress.run}", "resume": "allow"}
     options = {"wandb": same | {"id": progress.run, "dir": str(folder)}, "trackio": same}
-    if resumed:  # forget what came after the checkpoint
+    if resumed:  # remove what came after the checkpoint
         options["tensorboard"] = {"purge_step": progress.step}
-    shown = {flag: v for flag, v in vars(args).items() if isinstance(v, (str, int, float)) and "token" not in flag}
+    plain = {flag: v for flag, v in vars(args).items() if isinstance(v, (str, int, float))}
+    shown = {flag: v for flag, v in plain.items() if "token" not in flag}
     if accelerator.is_main_process:
         folder.mkdir(exist_ok=True)
-    own, sys.argv = sys.argv, without_token(sys.argv)  # Weights & Biases writes it down
+    own, sys.argv = sys.argv, without_token(sys.argv)  # Weights & Biases records it
     try:
         accelerator.init_trackers("glue_no_trainer", None if resumed else shown, options)
-    except Exception as error:  # each tracker has its own
+    except Exception as error:  # each tracker raises its own
         why = f"{type(error).__name__}: {error}; another tracker: --report_to tensorboard"
         stop(f"--report_to {args.report_to}: {why}")
     finally:
         sys.argv = own
-    if resumed and "tensorboard" in map(str, accelerator.log_with):  # the lines of the checkpoint's own step went too
-        for line in filter(lambda line: line["step"] == progress.step, read_log(Path(args.output_dir))):
-            accelerator.get_tracker("tensorboard").log(line, step=line.pop("step"))
+    if resumed and "tensorboard" in map(str, accelerator.log_with):  # purged from this step on
+        for line in read_log(Path(args.output_dir)):
+            if (step := line.pop("step")) == progress.step:
+                accelerator.get_tracker("tensorboard").log(line, step=step)
 
 
 def end_trackers(run: Run) -> None:
-    """Write down what the trackers still hold. The processes stay connected: another run may follow in them."""
+    """Finish the trackers. The processes stay connected, since another run may follow in them."""
     for tracker in run.accelerator.trackers:
         tracker.finish()
 
 
 def numbers_in(results: dict[str, Any]) -> dict[str, float]:
-    """Those of the results that can be drawn; the others stand in all_results.json alone."""
+    """The results that are numbers; the others are only in all_results.json."""
     return {name: value for name, value in results.items() if isinstance(value, (int, float))}
 
 
 def out_of_patience(run: Run, task: Task) -> bool:
-    """Whether --early_stopping_patience is over; if so, it says so."""
+    """Whether --early_stopping_patience is used up; if so, print that."""
     over = run.progress.waited >= (run.args.early_stopping_patience or math.inf)
     if over:
-        say(f"early stopping: {task.best_metric} was not better in {run.progress.waited} evaluations")
+        say(f"early stopping: {task.best_metric} did not improve in {run.progress.waited} evaluations")
     return over

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: noted, so that a run ends after its step and with a checkpoint; and however `main` is left."""
+"""SIGTERM and SIGINT, which end a run with a checkpoint, and cleaning up when `main` ends."""
 
 import ctypes
 import functools
@@ -17,11 +17,11 @@ from no_trainer.folder import let_go
 from no_trainer.memory import is_out_of_memory, stop_for_memory
 from no_trainer.messages import EARLIER, open_streams
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)  # that end a run, with a checkpoint
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # each ends a run with a checkpoint
 
 
 class StopSignal:
-    """SIGTERM and SIGINT, noted when they come, so that the step in hand is finished; a second SIGINT ends at once."""
+    """Notes SIGTERM and SIGINT, so that the step in hand can end; a second SIGINT ends at once."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.received, self.since = 0, 0.0
@@ -29,11 +29,11 @@ class StopSignal:
         self.group = torch.distributed.new_group(backend="gloo") if several else None
         self.install(self.note)
         if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
-            # `accelerate launch` of one process hands no signal on: let its end be one (PR_SET_PDEATHSIG)
-            ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+            # `accelerate launch` passes no signal to its only process: ask for one when it ends
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
     def note(self, number: int, _frame: Any) -> None:
-        # torchrun hands on the SIGINT that a terminal has sent to all of us: within a second it is the same one
+        # torchrun repeats the SIGINT that a terminal sends to all processes: within a second it is the same
         again = time.monotonic() - self.since > ("LOCAL_RANK" in os.environ)
         if self.received == number == signal.SIGINT and again:
             signal.signal(number, signal.SIG_DFL)
@@ -41,7 +41,7 @@ class StopSignal:
         self.received, self.since = number, time.monotonic()
 
     def __call__(self) -> int:
-        """The signal that any process has got, or 0. The hosts tell each other: no device is waited for."""
+        """The signal that any process has received, or 0; gathered without waiting for the device."""
         if self.group is None:
             return self.received
         number = torch.tensor(self.received)
@@ -49,19 +49,19 @@ class StopSignal:
         return int(number)
 
     def install(self, handler: Any) -> None:
-        """Set the handler of both signals; outside the main thread, which alone gets them, there is none."""
+        """Set the handler of both signals in the main thread, the only one that receives them."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, handler)
 
     def ignore(self) -> None:
-        """From here on nothing happens at a signal."""
+        """Ignore both signals from here on."""
         self.install(signal.SIG_IGN)
 
 
 def guarded(main: Callable[..., Any]) -> Callable[..., Any]:
-    """A `main` that can be left in any way: the caller's signal handlers are as before, the folder is free for other
-    runs, and out of memory is told in one line."""
+    """`main` with cleaning up, however it ends: the caller's signal handlers are restored, the folder is free
+    for other runs, and an out-of-memory error takes one line."""
 
     @functools.wraps(main)
     def wrapped(*args: Any, **options: Any) -> Any:
@@ -78,7 +78,8 @@ def guarded(main: Callable[..., Any]) -> Callable[..., Any]:
             let_go()
             in_main_thread = threading.current_thread() is threading.main_thread()
             for number, handler in before.items():
-                if in_main_thread and signal.getsignal(number) != signal.SIG_IGN:  # of a process that is about to end
+                ending = signal.getsignal(number) == signal.SIG_IGN  # after `ignore`
+                if in_main_thread and not ending:
                     signal.signal(number, handler)
 
     return wrapped

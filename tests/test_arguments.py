@@ -102,7 +102,7 @@ def test_a_wrong_config_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
         (MODEL, "--task_name (cola, mnli"),
         ([*MODEL, "--task_name", "mrcp"], "'mrcp'"),
         ([*OWN, "--train_file", "a.csv"], "cannot be given together"),
-        ([*MODEL, "--train_file", __file__], "can read .csv .tsv .json .jsonl .parquet"),
+        ([*MODEL, "--train_file", __file__], "the name must end in .csv, .tsv, .json, .jsonl, .parquet"),
         ([*MODEL, "--train_file", "a.csv", "--validation_file", "b.csv"], "--train_file a.csv: there is no such file"),
         ([*OWN, "--learning_rate", "-1"], "--learning_rate: must be at least 0, not -1"),
         ([*OWN, "--learning_rate", "nan"], "--learning_rate: must be at least 0, not nan"),

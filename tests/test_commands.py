@@ -157,7 +157,7 @@ def test_a_pickle_is_converted_by_the_command_that_is_printed(
     (model / "model.safetensors").unlink()
     ended = launch("--model_name_or_path", model, *own_files)
     assert ended.returncode == 2
-    pasted = paste(ended.stderr.partition("run none: ")[2], tmp_path)
+    pasted = paste(ended.stderr.partition("without running any: ")[2], tmp_path)
     assert pasted.returncode == 0, pasted.stderr
     assert load_file(model / "model.safetensors").keys() == weights.keys()
     assert not list(tmp_path.rglob("PWN"))

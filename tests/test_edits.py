@@ -511,7 +511,7 @@ def test_mean_pooling(
     with pytest.raises(SystemExit) as exit_:
         run(*again)
     assert exit_.value.code == 2
-    assert "holds a MeanPooling, a class of the script that saved it" in capsys.readouterr().err
+    assert "holds a MeanPooling: use the script that defines this class" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -214,7 +214,7 @@ def test_a_disk_that_fills_leaves_the_earlier_checkpoints(own_files: list, tiny_
     )  # fmt: skip
     first = next(line for line in ended.stderr.splitlines() if ": error: " in line)
     assert "could not be written: the disk is full" in first, ended.stderr
-    assert "Earlier checkpoints are as they were" in first
+    assert "Earlier checkpoints are unchanged" in first
     assert "Traceback" not in ended.stderr
     code, *names = ended.stdout.split("CODE ")[1].split()
     assert code == "1"

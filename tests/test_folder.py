@@ -29,10 +29,10 @@ def lose(name: str, checkpoint: Path) -> None:
 
 
 DAMAGES = {
-    "truncated": (truncate, "optimizer.bin is not as it was written"),
-    "weights flipped": (functools.partial(flip_a_byte, "model.safetensors"), "model.safetensors is not as it was"),
-    "random state flipped": (functools.partial(flip_a_byte, "random_states_0.pkl"), "random_states_0.pkl is not as"),
-    "progress flipped": (functools.partial(flip_a_byte, "progress.json"), "progress.json is not as it was written"),
+    "truncated": (truncate, "optimizer.bin has changed"),
+    "weights flipped": (functools.partial(flip_a_byte, "model.safetensors"), "model.safetensors has changed"),
+    "random state flipped": (functools.partial(flip_a_byte, "random_states_0.pkl"), "random_states_0.pkl has changed"),
+    "progress flipped": (functools.partial(flip_a_byte, "progress.json"), "progress.json has changed"),
     "checksums flipped": (functools.partial(flip_a_byte, "checksums.json"), ""),
     "weights lost": (functools.partial(lose, "model.safetensors"), "it has no model.safetensors"),
     "progress lost": (functools.partial(lose, "progress.json"), "it has no progress.json"),
@@ -65,7 +65,7 @@ def test_a_damaged_checkpoint_that_is_asked_for_is_refused(
     with pytest.raises(SystemExit) as exit_:
         run(*three_checkpoints, "--resume_from_checkpoint", tmp_path / "out" / "step_4")
     assert exit_.value.code == 2
-    assert "step_4 is damaged: optimizer.bin is not as it was written" in capsys.readouterr().err
+    assert "step_4 is damaged: optimizer.bin has changed" in capsys.readouterr().err
 
 
 def test_when_all_checkpoints_are_damaged_nothing_is_begun(

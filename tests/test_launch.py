@@ -262,7 +262,7 @@ def test_mpi_without_an_address_is_told_one(tiny_model: Path, own_files: list) -
     mpi = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
     ended = launch(*flags, env=mpi | {"ACCELERATE_USE_CPU": "true"})
     assert ended.returncode == 2
-    assert "MASTER_ADDR expected, but not set; on one machine that is 127.0.0.1" in ended.stderr
+    assert "MASTER_ADDR expected, but not set; on one machine, set it to 127.0.0.1" in ended.stderr
 
 
 @pytest.mark.slow

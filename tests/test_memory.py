@@ -48,9 +48,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_run_is_the_same(
     flags = ["--model_name_or_path", model, *own_files, *FLAGS, "--per_device_train_batch_size", 12]
     small = run(*flags, "--output_dir", tmp_path / "small")
     out = capsys.readouterr().out
-    assert (
-        "--per_device_train_batch_size 12 does not fit the memory of the device: it is 3, accumulated 4 times" in out
-    )
+    assert "--per_device_train_batch_size 12 does not fit the memory of the device: it is 3, with 4 times the" in out
     assert "--per_device_eval_batch_size 8 does not fit the memory of the device: it is 4, which gives the same" in out
     assert "training for 12 steps of 12 rows" in out
     small_memory |= {"train": 100, "eval": 100}
@@ -88,7 +86,7 @@ def test_not_even_one_row(
     with pytest.raises(SystemExit) as exit_:
         run(*own_files, "--output_dir", tmp_path / "out")
     assert exit_.value.code == 1
-    assert "out of memory: not even one row fits; take a smaller --max_length" in capsys.readouterr().err
+    assert "out of memory: not even one row fits; use a smaller --max_length" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -175,7 +173,7 @@ def test_two_processes_agree_on_what_fits(own_files: list, tiny_model: Path, tmp
     ended = launch(*flags, "--output_dir", tmp_path / "small", launcher=launcher, env=on_cpu)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("--per_device_train_batch_size 8 does not fit") == 1
-    assert "it is 2, accumulated 4 times" in ended.stdout
+    assert "it is 2, with 4 times the gradient accumulation" in ended.stdout
     whole = launch(*flags, "--output_dir", tmp_path / "whole", launcher=TORCHRUN, env=on_cpu)
     assert whole.returncode == 0, whole.stderr
     for here, there in zip(log_lines(tmp_path / "small"), log_lines(tmp_path / "whole"), strict=True):

@@ -168,7 +168,7 @@ def test_code_of_a_model_runs_only_when_trusted(
     assert "trust_remote_code" in capsys.readouterr().err
     model, *_ = script.load_model(arguments(tmp_path, "--trust_remote_code"), classes("a", "b"))
     assert type(model).__name__ == "OwnModel"
-    assert f"--trust_remote_code runs whatever Python code comes with {tmp_path}" in capsys.readouterr().out
+    assert f"--trust_remote_code runs the Python code of {tmp_path}" in capsys.readouterr().out
 
 
 def test_asking_for_a_slow_tokenizer_that_is_no_more_is_answered(
@@ -249,7 +249,7 @@ def test_weights_of_another_family_are_refused(
     """All but a few would be drawn at random, without a word."""
     said = refused(copy(tiny_model, tmp_path / "m", model_type="distilbert"), capsys)
     assert re.search(
-        r"\d+ of the \d+ weights below the head are not in its files as its model type, distilbert, has", said
+        r"\d+ of the \d+ weights below the head are not in its files, or not as its type, distilbert, has", said
     )
     assert "distilbert.embeddings.LayerNorm.bias" in said or "distilbert.transformer.layer.0" in said
 
@@ -291,7 +291,7 @@ def test_the_printed_command_converts_a_pickle_and_nothing_else(
     weights = load_file(model / "model.safetensors")
     torch.save(weights, model / "pytorch_model.bin")
     (model / "model.safetensors").unlink()
-    command = refused(model, capsys).split("run none: ")[1].strip()
+    command = refused(model, capsys).split("without running any: ")[1].strip()
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(["bash", "-c", command], check=True, env=environment, capture_output=True)
     converted = load_file(model / "model.safetensors")
@@ -317,10 +317,10 @@ def test_a_checkpoint_and_an_adapter_are_told_as_what_they_are(
     run(*own_files, "--max_train_steps", 1, "--checkpointing_steps", 1, "--output_dir", tmp_path / "out")
     capsys.readouterr()
     said = refused(tmp_path / "out" / "step_1", capsys)
-    assert "is a checkpoint of a run: --resume_from_checkpoint goes on from it; the model is in --output_dir" in said
+    assert "is a checkpoint of a run: give its --output_dir, or continue with --resume_from_checkpoint" in said
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    assert "is an adapter of PEFT: merge it into its model" in refused(tmp_path / "adapter", capsys)
+    assert "is an adapter of PEFT: merge it with merge_and_unload()" in refused(tmp_path / "adapter", capsys)
 
 
 @pytest.mark.parametrize(

@@ -90,5 +90,5 @@ def test_a_run_that_trains_nothing_leaves_its_results_alone(
     run(*own_files, "--num_train_epochs", 0, "--output_dir", tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"all_results.json", "validation_predictions.csv"}
     said = capsys.readouterr().out
-    assert "has no trained head: what it answers is drawn at random" in said
+    assert "has no trained head: its predictions are random" in said
     assert f"\nresults are in {tmp_path}\n" in said

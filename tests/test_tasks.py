@@ -337,7 +337,7 @@ def test_a_configuration_is_for_data_sets_by_name(capsys: pytest.CaptureFixture)
     for flags in (["--task_name", "rte"], ["--train_file", __file__]):
         with pytest.raises(SystemExit):
             script.parse_args(["--model_name_or_path", "m", *flags, "--dataset_config_name", "x"])
-        assert "--dataset_config_name is for a --dataset_name of your own" in capsys.readouterr().err
+        assert "--dataset_config_name needs a --dataset_name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("split", ["dev", "val", "valid"])

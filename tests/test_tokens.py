@@ -32,7 +32,7 @@ def test_a_folder_without_files_of_a_tokenizer(
     for file in model.glob("*token*"):
         file.unlink()
     said = refused(run, capsys, *own_files, "--model_name_or_path", model)
-    assert "has no files of a tokenizer; --tokenizer_name names a model whose tokenizer to take" in said
+    assert "has no files of a tokenizer; name another with --tokenizer_name" in said
     again = [*own_files, "--model_name_or_path", model, "--tokenizer_name", tiny_model, "--max_train_steps", 1]
     run(*again, "--output_dir", tmp_path / "out")
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("good")["input_ids"] != [2, 1, 3]
@@ -45,7 +45,7 @@ def test_a_tokenizer_without_words(
     for file in model.glob("*token*"):
         file.unlink()
     (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
-    assert "knows no words: files are missing" in refused(run, capsys, *own_files, "--model_name_or_path", model)
+    assert "knows no words: a file is missing" in refused(run, capsys, *own_files, "--model_name_or_path", model)
 
 
 def test_texts_that_a_tokenizer_does_not_know(
@@ -70,7 +70,10 @@ def test_more_tokens_than_the_model_has(
     config = AutoConfig.from_pretrained(tiny_model, vocab_size=85)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(model)
     said = refused(run, capsys, *own_files, "--model_name_or_path", model)
-    assert "of the train data; the model knows 85 tokens; --tokenizer_name names the tokenizer of the model" in said
+    assert (
+        "of the train data, but the model knows 85 tokens; name the tokenizer of the model with --tokenizer_name"
+        in said
+    )
 
 
 def test_a_token_to_pad_with_beyond_the_model(
@@ -117,7 +120,7 @@ def test_a_tokenizer_that_ends_no_text(
     file = model / "tokenizer.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": None}))
     said = refused(run, capsys, *own_files, "--model_name_or_path", model)
-    assert "the tokenizer ends no text with [SEP], at which the head of this model reads" in said
+    assert "the tokenizer ends no text with [SEP], where the head of this model reads" in said
 
 
 def test_something_is_put_between_two_texts(
@@ -130,7 +133,7 @@ def test_something_is_put_between_two_texts(
     rows = [(text, text, "ab"[label]) for text, label in sentences(30)]
     file = write_csv(tmp_path / "t.csv", ["sentence1", "sentence2", "label"], rows)
     run("--train_file", file, "--model_name_or_path", model, "--max_train_steps", 1, "--output_dir", tmp_path / "out")
-    assert "the tokenizer puts nothing between two texts: [SEP] is put there" in capsys.readouterr().out
+    assert "the tokenizer puts nothing between two texts: [SEP] is added there" in capsys.readouterr().out
     saved = AutoTokenizer.from_pretrained(tmp_path / "out")
     good, bad = (saved(word)["input_ids"] for word in ("good", "bad"))
     assert saved("good", "bad")["input_ids"] == [*good, saved.eos_token_id, *bad]
