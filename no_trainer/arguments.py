@@ -95,8 +95,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
         return getattr(action.type, "metavar", action.dest.upper())
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        has_default = action.default not in (None, False)
-        return super()._get_help_string(action) if has_default else action.help
+        return super()._get_help_string(action) if action.default not in (None, False) else action.help
 
 
 class Parser(argparse.ArgumentParser):
@@ -110,8 +109,7 @@ class Parser(argparse.ArgumentParser):
         usage = f"%(prog)s --model_name_or_path MODEL {data} [--output_dir DIR] [...]"
         super().__init__(description=description, usage=usage, formatter_class=Help, allow_abbrev=False)
         self._optionals.title = "general"
-        config = "flags from a YAML file; those of the command line win"
-        self.add_argument("--config", metavar="FILE.yaml", help=config)
+        self.add_argument("--config", metavar="FILE.yaml", help="flags in YAML; the command line wins")
         add_data_flags(self.add_argument_group("data"))
         self.model = self.add_argument_group("model")
         self.training = self.add_argument_group("training")
@@ -129,8 +127,7 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
     """Add the flags for the rows to train on, evaluate on and predict."""
     add = group.add_argument
     files: dict[str, Any] = {"nargs": "+", "metavar": "FILE"}
-    name: dict[str, Any] = {"metavar": "NAME"}
-    names: dict[str, Any] = {"nargs": "+", "metavar": "A[,B]"}
+    name, names = {"metavar": "NAME"}, {"nargs": "+", "metavar": "A[,B]"}
     add("--task_name", choices=[*GLUE, "ax"], help="GLUE task; ax: predictions of a model of mnli")
     add("--dataset_name", **name, help="hub id or folder (default with --task_name: nyu-mll/glue)")
     add("--dataset_config_name", **name, help="a configuration of the data set, if it has several")
@@ -236,8 +233,7 @@ def read_config(file: str, parser: argparse.ArgumentParser) -> list[str]:
     for key_node, node in top.value if top else []:
         key, line = str(key_node.value), key_node.start_mark.line + 1
         if key not in known:
-            hint = instead(key) or suggestion(key, known)
-            stop(f"--config {file}: there is no flag {key!r}{hint}")
+            stop(f"--config {file}: there is no flag {key!r}{instead(key) or suggestion(key, known)}")
         if key in flags:
             stop(f"--config {file}: {key} is given twice, the second time in line {line}")
         listed = isinstance(node, yaml.SequenceNode) and key.endswith(("_file", "_names"))
@@ -246,9 +242,9 @@ def read_config(file: str, parser: argparse.ArgumentParser) -> list[str]:
             stop(f"--config {file}: {key} takes one value, a word or a number (line {line})")
         words = [str(value.value) for value in values]
         if listed and any(word.startswith("-") for word in words):
-            stop(f"--config {file}: {key} has a value that begins with - (line {line}), which would be read as a flag")
+            stop(f"--config {file}: {key} has a value that begins with -, as a flag does (line {line})")
         if actions[key].type is true_or_false:  # YAML's other words for them
             words = [YES_OR_NO.get(word.lower(), word) for word in words]
-        empty = node.tag == "tag:yaml.org,2002:null"
-        flags[key] = [] if empty else [f"--{key}", *words] if listed else [f"--{key}={words[0]}"]
+        given = [f"--{key}", *words] if listed else [f"--{key}={words[0]}"]
+        flags[key] = given if node.tag != "tag:yaml.org,2002:null" else []
     return [word for words in flags.values() for word in words]

@@ -381,7 +381,7 @@ WRONG |= {
         lambda f: ((f / "used" / "best.safetensors").mkdir(parents=True), with_flags("--output_dir", f / "used")(f))[
             1
         ],
-        "best.safetensors there is not a file",
+        "best.safetensors in it is not a file",
     ),
 }
 
