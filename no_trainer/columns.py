@@ -78,7 +78,8 @@ def find_text_columns(data: Dataset, label: str = "label") -> list[str]:
     if not named:
         stop(f"the data has no text column besides {label!r}; name one with --text_column_names")
     sample = data.select(range(min(len(data), SAMPLE))).with_format("arrow")[:]
-    strings = [name for name in named if is_string(data.features[name])]
+    features = data.features  # once: it is copied at each look
+    strings = [name for name in named if is_string(features[name])]
     texts = {name: [cell or "" for cell in sample.column(name).to_pylist()] for name in strings}
     texts = {name: cells for name, cells in texts.items() if any(map(str.strip, cells))} or texts
     texts = {name: cells for name, cells in texts.items() if not is_code(cells)} or texts

@@ -71,10 +71,11 @@ def read_files(files: list[str], columns: list[str]) -> Dataset:
     if columns and len(files) > 1:
         kept = [[name for name in part.column_names if name in columns] for part in parts]
         parts = [part.select_columns(names) for part, names in zip(parts, kept, strict=True)]
-    for name in parts[0].column_names:  # int64 in one file, float64 in another: all float64
-        features = [part.features.get(name) for part in parts]
-        kinds = {feature.dtype for feature in features if isinstance(feature, Value)}
-        if kinds == {"int64", "float64"}:
+    features = [part.features for part in parts]  # once: they are copied at each look
+    for name in parts[0].column_names if len(parts) > 1 else []:
+        found = [feature.get(name) for feature in features]
+        kinds = {feature.dtype for feature in found if isinstance(feature, Value)}
+        if kinds == {"int64", "float64"}:  # in one file, in another: all float64
             parts = [part.cast_column(name, Value("float64")) for part in parts]
     for file, part in zip(files, parts, strict=True):
         if part.features != parts[0].features:

@@ -80,8 +80,9 @@ def spell(task: Task, label: Any) -> Any:
     if task.problem_type == NUMBER:
         return label
     names = dict(zip(map(str, task.values), task.labels, strict=True))
-    if task.problem_type == SEVERAL:
-        return "|".join(names[str(one)] for one in label)
+    if task.problem_type == SEVERAL:  # in the order of the classes, as the answers are
+        given = set(map(str, label))
+        return "|".join(name for value, name in names.items() if value in given)
     return names[str(label)]
 
 

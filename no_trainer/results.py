@@ -163,9 +163,8 @@ def summary(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any
     args, classes = run.args, results.get("eval_per_class", {})
     columns, rows = shutil.get_terminal_size((100, 40)) if sys.stdout.isatty() else (100, 40)
     lines = score_lines(results)
-    if classes:
-        worst = min(classes, key=lambda label: classes[label]["f1"])
-        f1 = classes[worst]["f1"]
+    f1, worst = min(((classes[label]["f1"], label) for label in classes), default=(1, ""))
+    if f1 < 1:
         lines.append(f"the worst class is {short(worst, 40)}, with an f1 of {f1:.4f}")
     if "train_runtime" in results:
         minutes, seconds = divmod(round(results["train_runtime"]), 60)

@@ -122,3 +122,17 @@ def test_lists_and_objects_are_no_text(tmp_path: Path, value: str, what: str, ca
             load(tmp_path / "t.jsonl")
         said = capsys.readouterr().err
         assert f"t.jsonl, line {number} (row {number} of the train data): column text holds {what}" in said
+
+
+def test_a_thousand_columns_are_looked_at_in_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Dataset.features` is a deep copy at each look: the number of looks does not grow with the columns."""
+    looks, features = [], Dataset.features
+    monkeypatch.setattr(Dataset, "features", property(lambda data: looks.append(1) or features.fget(data)))
+    counts = []
+    for columns in (10, 300):
+        rows = [[str(number)] * columns + [text, "ab"[label]] for number, (text, label) in enumerate(sentences(30))]
+        header = [f"c{number}" for number in range(columns)] + ["text", "label"]
+        looks.clear()
+        assert load(write_csv(tmp_path / f"{columns}.csv", header, rows))[1].text_columns == ["text"]
+        counts.append(len(looks))
+    assert counts[1] <= counts[0] + 5

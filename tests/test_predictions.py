@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TRAIN, sentences, table, write_csv
 from sklearn.metrics import classification_report, confusion_matrix
 from transformers import pipeline
 
 import run_glue_no_trainer as script
 from no_trainer.evaluation import predict
+from no_trainer.glue import Task
+from no_trainer.predictions import named, spell
 
 
 @pytest.fixture
@@ -239,3 +242,10 @@ def test_predictions_appear_whole_or_not_at_all(
         run(*only, "--output_dir", tmp_path / "out")
     assert exit_.value.code == 1
     assert not list((tmp_path / "out").glob("*predict*")) + list((tmp_path / "out").glob(".*"))
+
+
+def test_the_order_of_several_labels_means_nothing() -> None:
+    """A row that names its classes in another order than the model has them is no mistake."""
+    task = Task([], ["text"], ["a", "b", "c"], ["a", "b", "c"], several=True)
+    assert spell(task, ["c", "a"]) == spell(task, ["a", "c"]) == "a|c"
+    assert named(task, torch.tensor([[1.0, -1.0, 1.0]])) == ["a|c"]
