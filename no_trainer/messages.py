@@ -50,7 +50,8 @@ def stop(message: str, code: int = 2, alone: bool = False, command: str = "") ->
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(5)  # the launcher kills all processes once one ends: let the first print its message
     if first or os.environ.get("LOCAL_RANK") == "0":  # one on each machine: the machines may differ
-        message += " Earlier checkpoints are unchanged." * (code == 1) + f" {command}" * bool(command)
+        said_nothing = code == 1 and "checkpoint" not in message
+        message += " Earlier checkpoints are unchanged." * said_nothing + f" {command}" * bool(command)
         message = show(re.sub(rf"\s*[{LINE_ENDS}]\s*", " ", message))
         above_bars = "tqdm" in sys.modules
         write = sys.modules["tqdm"].tqdm.write if above_bars else print

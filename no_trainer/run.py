@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from no_trainer.commands import without_token
 from no_trainer.glue import Task
 from no_trainer.launch import optional, say
-from no_trainer.messages import stop
+from no_trainer.messages import many, stop
 from no_trainer.signals import StopSignal
 
 
@@ -212,5 +212,6 @@ def out_of_patience(run: Run, task: Task) -> bool:
     """Whether --early_stopping_patience is used up; if so, print that."""
     over = run.progress.waited >= (run.args.early_stopping_patience or math.inf)
     if over:
-        say(f"early stopping: {task.best_metric} did not improve in {run.progress.waited} evaluations")
+        times = many(run.progress.waited, "evaluation")
+        say(f"early stopping: {task.best_metric} did not improve in {times}")
     return over

@@ -42,7 +42,7 @@ def test_early_stopping(run: Callable, own_files: list, tmp_path: Path, capsys: 
     assert len(losses) < 9
     assert losses[-1] >= min(losses[:-1])
     assert all(later < earlier for earlier, later in zip(losses[:-2], losses[1:-1], strict=True))
-    assert "early stopping: loss did not improve in 1 evaluations" in capsys.readouterr().out
+    assert "early stopping: loss did not improve in 1 evaluation\n" in capsys.readouterr().out
     assert results["best_loss"] == min(losses)
 
 
