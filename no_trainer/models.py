@@ -85,6 +85,8 @@ def load_weights(
         return load_own(args, config, own, saved), set()
     if args.trust_remote_code:
         say(f"warning: --trust_remote_code runs the Python code of {args.model_name_or_path}")
+    if not getattr(config, "return_dict", True):  # the loop reads the loss by its name
+        config.return_dict = True
     device = PartialState().device
     # faster than SDPA, whose dropout is slow on a CPU and whose mask XLA copies to the host in each step
     fast = "eager" if device.type in ("cpu", "xla") else None

@@ -340,3 +340,23 @@ def test_models_without_places_read_texts_of_any_length(
     out = capsys.readouterr().out
     assert "cut at 100 tokens" in out
     assert "is more than the model can read" not in out
+
+
+def test_a_model_that_returns_tuples_by_its_configuration(
+    run: Callable, tiny_model: Path, own_files: list, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "m")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"return_dict": False}))
+    assert run("--model_name_or_path", model, *own_files, "--max_train_steps", 1)["step"] == 1
+
+
+def test_weights_without_a_place_in_the_model_are_told(
+    run: Callable, tiny_model: Path, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A configuration with fewer layers than the files have drops the others."""
+    model = shutil.copytree(tiny_model, tmp_path / "m")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    run("--model_name_or_path", model, *own_files, "--max_train_steps", 1)
+    assert "have no place in the model that its config.json describes" in capsys.readouterr().out
