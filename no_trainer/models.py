@@ -103,7 +103,8 @@ def load_weights(
     mismatched = loaded["mismatched_keys"]
     shapes = {name: f"{tuple(there)} there, {tuple(here)} here" for name, there, here in mismatched}
     new = set(loaded["missing_keys"]) | set(shapes)
-    unused = [name for name in loaded["unexpected_keys"] if name.startswith(f"{model.base_model_prefix}.")]
+    body, parts = f"{model.base_model_prefix}.", dict(model.base_model.named_children())
+    unused = [name for name in loaded["unexpected_keys"] if name.removeprefix(body).split(".")[0] in parts]
     if unused := sorted(name for name in unused if not re.search("pooler|position_ids", name)):
         say(
             f"warning: {many(len(unused), 'weight')} of {args.model_name_or_path} have no place in the model "
