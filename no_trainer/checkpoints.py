@@ -150,6 +150,9 @@ def resume(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path,
     """Load what `save_checkpoint` saved, if its settings are those of this run."""
     try:
         progress = Progress(**json.loads((checkpoint / "progress.json").read_text(encoding="utf-8")))
+        for name, usual in vars(Progress()).items():
+            if not isinstance(found := getattr(progress, name), type(usual)):
+                raise TypeError(f"{name} is {found!r}")
     except (TypeError, ValueError) as error:
         stop(
             f"--resume_from_checkpoint {checkpoint}: its progress.json was written by another "

@@ -57,6 +57,8 @@ def damage(checkpoint: Path) -> str:
         sums = dict(json.loads((checkpoint / "checksums.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return "checksums.json is missing or cannot be read"
+    if not sums:
+        return "checksums.json is empty"
     needed = sums.keys() | {"progress.json", "log.jsonl"}
     if missing := sorted(needed - files_in(checkpoint).keys()):
         return f"it has no {missing[0]}"

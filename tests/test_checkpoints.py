@@ -220,7 +220,7 @@ def reseal(checkpoint: Path) -> None:
     (checkpoint / "checksums.json").write_text(json.dumps(sums))
 
 
-@pytest.mark.parametrize("changed", ["{}", "[]", "nonsense"])
+@pytest.mark.parametrize("changed", ["{}", "[]", "nonsense", '{"step": "six"}', '{"settings": null}'])
 def test_the_progress_of_another_version_is_refused(
     run: Callable, three_checkpoints: list, tmp_path: Path, capsys: pytest.CaptureFixture, changed: str
 ) -> None:
