@@ -28,7 +28,8 @@ def checkpoints(folder: Path) -> list[Path]:
 
     def age(path: Path) -> tuple[float, bool]:
         try:
-            return json.loads((path / "progress.json").read_text())["step"], path.name.startswith("epoch_")
+            step = float(json.loads((path / "progress.json").read_text())["step"])
+            return step, path.name.startswith("epoch_")
         except (OSError, ValueError, KeyError, TypeError):
             return math.inf, False
 
