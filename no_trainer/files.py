@@ -141,12 +141,16 @@ def check_parquet(file: str) -> None:
 def check_content(file: str) -> None:
     """Stop if the first bytes of a file are those of another format than its name says."""
     with open(file, "rb") as content:
-        head = content.read(64)
+        head = content.readline(1 << 16)
     if head[:2] == b"\x1f\x8b" or head[:4] == b"PK\x03\x04":
         stop(f"{file} is compressed; unpack it first")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         stop(f"{file} is UTF-16; save it as UTF-8")
-    if ".json" not in file.lower()[-6:] and head.lstrip(b"\xef\xbb\xbf \r\n").startswith((b"{", b"[{")):
+    if ".json" in file.lower()[-6:]:
+        return
+    if b"\0" in head:
+        stop(f"{file}: its header has a null character; remove it")
+    if head.lstrip(b"\xef\xbb\xbf \r\n").startswith((b"{", b"[{")):
         stop(f"{file} holds JSON; let its name end in .json or .jsonl")
 
 

@@ -324,7 +324,10 @@ WRONG |= {
         with_file("t.json", json.dumps({"text": {"0": "x", "1": "y"}, "label": {"0": "a", "2": "b"}})),
         "its values look like columns, but not all have the same rows",
     ),
-    "a null character in the header": (with_file("t.csv", "te\0xt,label\nx,a\n"), "has a null character in its name"),
+    "a null character in the header": (
+        with_file("t.csv", "te\0xt,label\nx,a\n"),
+        "t.csv: its header has a null character",
+    ),
     "half a character in a list": (
         with_rows(dict(ROWS[0], label=["\ud800"])),
         "t.jsonl, line 31: label holds half of a character",
