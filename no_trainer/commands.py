@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-TOKEN = "$HF_TOKEN"  # printed in place of the secret; the shell fills it in
+TOKEN = "\0"  # in place of the secret: no word of a command line has this character
 
 
 def join(words: Sequence[str]) -> str:
@@ -18,8 +18,8 @@ def join(words: Sequence[str]) -> str:
 
 def quote(word: str) -> str:
     """The word, quoted for the shell; control characters become escapes that bash and zsh read."""
-    if word == TOKEN:
-        return word
+    if word == TOKEN:  # the shell fills it in
+        return "$env:HF_TOKEN" if os.name == "nt" else "$HF_TOKEN"
     if os.name == "nt":
         return quote_windows(word)
     if word.isprintable():

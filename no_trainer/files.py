@@ -20,6 +20,7 @@ from no_trainer.folder import checksum, to_disk
 from no_trainer.launch import say
 from no_trainer.messages import stop, under_way
 
+JSON = (".json", ".jsonl")  # the ends of such a file's name
 Parsed = tuple[pa.Table, Sequence[int], list[str]]  # columns, line of each row, notes for the user
 
 
@@ -132,8 +133,9 @@ def check_parquet(file: str) -> None:
     except (OSError, pa.ArrowException) as error:
         stop(f"{file} could not be read: {error}")
     names = about.schema_arrow.names
-    if twice := [name for name in names if names.count(name) > 1]:
-        stop(f"{file} has two columns {twice[0]!r}")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        stop(f"{file} has two columns {twice!r}")
     if not names or not about.metadata.num_rows:
         stop(f"{file} has no rows")
 
@@ -146,7 +148,7 @@ def check_content(file: str) -> None:
         stop(f"{file} is compressed; unpack it first")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         stop(f"{file} is UTF-16; save it as UTF-8")
-    if ".json" in file.lower()[-6:]:
+    if file.lower().endswith(JSON):
         return
     if b"\0" in head:
         stop(f"{file}: its header has a null character; remove it")
@@ -159,7 +161,7 @@ def parse(file: str) -> Parsed:
     check_content(file)
     try:
         with under_way(f"reading {file}"):
-            read = parse_json if ".json" in file.lower()[-6:] else cells.read_cells
+            read = parse_json if file.lower().endswith(JSON) else cells.read_cells
             table, lines, notes = read(file)
     except UnicodeDecodeError as error:
         stop(f"{file} is not UTF-8: {error}; save it as UTF-8")

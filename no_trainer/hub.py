@@ -27,18 +27,13 @@ def make_repository(args: argparse.Namespace) -> str:
         stop(f"--push_to_hub: {name} could not be made: {error}")
 
 
-def shared(run: Run) -> list[str]:
-    """The names of the files to upload: those that this run has written, and its log."""
-    return sorted(run.files | {"log.jsonl"})
-
-
 def upload(run: Run, message: str) -> None:
     """Start to upload this run's files and no others; until `finish_upload` they must not change."""
     begun = huggingface_hub.upload_folder(
         repo_id=run.repository,
         folder_path=run.args.output_dir,
         token=run.args.hub_token,
-        allow_patterns=[glob.escape(name) for name in shared(run)],
+        allow_patterns=[glob.escape(name) for name in sorted(run.files)],
         commit_message=message,
         run_as_future=True,
     )
@@ -52,7 +47,7 @@ def finish_upload(run: Run) -> None:
         with under_way(f"uploading to {name}"):
             error = run.uploads.pop().exception()
         if error is not None:
-            files = [word for file in shared(run) for word in ("--include", file)]
+            files = [word for file in sorted(run.files) for word in ("--include", file)]
             private = ["--private"] * run.args.hub_private_repo
             again = join(["hf", "upload", name, folder, ".", *files, *private])
             why = str(error.__cause__ or error).partition("\n")[0]

@@ -56,12 +56,8 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
             log_with=args.report_to if args.with_tracking else None,
             project_dir=args.output_dir,
         )
-    except (
-        ValueError,
-        ImportError,
-        RuntimeError,
-        AssertionError,
-    ) as error:  # such as a precision that this machine cannot do
+    # such as a precision that this machine cannot do
+    except (ValueError, ImportError, RuntimeError, AssertionError) as error:
         mpirun_alone = "MASTER_ADDR" in str(error)
         hint = "; on one machine, set it to 127.0.0.1" * mpirun_alone
         named = [f"{name}={value}" for name, value in os.environ.items() if name.startswith("ACCELERATE_")]

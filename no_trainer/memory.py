@@ -13,6 +13,7 @@ from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset
 
+from no_trainer.checks import trains
 from no_trainer.commands import resume_command
 from no_trainer.folder import checkpoints
 from no_trainer.labels import numbers
@@ -62,7 +63,7 @@ def fit_batches(
                 bare(**send_to_device(batch, accelerator.device))
 
     with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
-        if len(train_data) and (args.num_train_epochs or args.max_train_steps):
+        if len(train_data) and trains(args):
             sizes = [size for size in range(batch_size, 0, -1) if batch_size % size == 0]
             batch_size = largest(accelerator, bare, "per_device_train_batch_size", sizes, try_training)
         sizes = [eval_size >> halvings for halvings in range(eval_size.bit_length())]
@@ -136,6 +137,6 @@ def stop_for_memory(error: Exception, args: argparse.Namespace | None) -> NoRetu
     saved = checkpoints(Path(args.output_dir)) if args.output_dir else []
     if saved:
         again = f"To go on from {saved[-1].name} with half the batch: {resume_command(*flags)}"
-        stop(message, code=1, alone=True, command=again)
-    message += f" There is no checkpoint to go on from; half the batch is {' '.join(flags)}."
-    stop(message, code=1, alone=True)
+    else:
+        again = f"There is no checkpoint to go on from; half the batch is {' '.join(flags)}."
+    stop(message, code=1, alone=True, last=again)

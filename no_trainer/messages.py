@@ -38,11 +38,12 @@ def open_streams() -> None:
     sys.stderr = sys.stderr or sys.stdout
 
 
-def stop(message: str, code: int = 2, alone: bool = False, command: str = "") -> NoReturn:
+def stop(message: str, code: int = 2, alone: bool = False, last: str = "") -> NoReturn:
     """End the run with one line: on a mistake of the user (code 2) or a failure of the run (code 1).
 
     Only the first process prints an error that all have; `alone` says that no other process has it.
-    A `command` that helps comes last in the line, where it can be copied.
+    After a failure, earlier checkpoints are said to be unchanged, unless the `last` words, such as a
+    command to copy, say what there is to go on from.
     """
     first = process_number() == "0" or alone
     if not first:
@@ -50,8 +51,8 @@ def stop(message: str, code: int = 2, alone: bool = False, command: str = "") ->
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(5)  # the launcher kills all processes once one ends: let the first print its message
     if first or os.environ.get("LOCAL_RANK") == "0":  # one on each machine: the machines may differ
-        said_nothing = code == 1 and "checkpoint" not in message
-        message += " Earlier checkpoints are unchanged." * said_nothing + f" {command}" * bool(command)
+        last = last or "Earlier checkpoints are unchanged." * (code == 1)
+        message += f" {last}" * bool(last)
         message = show(re.sub(rf"\s*[{LINE_ENDS}]\s*", " ", message))
         above_bars = "tqdm" in sys.modules
         write = sys.modules["tqdm"].tqdm.write if above_bars else print

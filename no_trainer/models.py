@@ -18,6 +18,7 @@ from safetensors.torch import load_model, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 from transformers import PreTrainedModel as Model
 
+from no_trainer.checks import trains
 from no_trainer.commands import quote
 from no_trainer.launch import say
 from no_trainer.messages import many, some, stop, under_way
@@ -116,7 +117,7 @@ def load_weights(
             f"--model_name_or_path {args.model_name_or_path} has a head of another size than the "
             f"{config.num_labels} labels of the data; --ignore_mismatched_sizes starts a new head"
         )
-    if new and args.num_train_epochs == 0 and not args.max_train_steps:
+    if new and not trains(args):
         say(f"warning: {args.model_name_or_path} has no trained head: its predictions are random")
     return own(model) if own else model, new
 

@@ -128,9 +128,9 @@ def log_losses(run: Run, bar: tqdm) -> None:
     wide = {"rows/s": f"{speed:.0f}", "MB": f"{peak_memory(run.accelerator) / 1e6:,.0f}"}
     bar.set_postfix(narrow | (wide if shutil.get_terminal_size().columns >= 100 else {}))
     if bar.disable:  # no terminal
-        left = datetime.timedelta(seconds=round((bar.total - progress.step) * seconds))
+        left = datetime.timedelta(seconds=round((run.max_steps - progress.step) * seconds))
         say(
-            f"step {progress.step} of {bar.total}: loss {loss}, learning rate {rate}, "
+            f"step {progress.step} of {run.max_steps}: loss {loss}, learning rate {rate}, "
             f"{speed:.0f} rows a second, {left} left, {wide['MB']} MB"
         )
     log(run, run.position() | line, speed)
@@ -156,6 +156,7 @@ def log(run: Run, line: dict[str, Any], speed: float | None = None) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)  # in case somebody removed it
             with open(file, "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(line) + "\n")
+            run.files.add(file.name)
         except OSError as error:
             if run.progress.step < run.max_steps:
                 stop(f"{file} could not be written: {error}.", code=1)
