@@ -148,3 +148,29 @@ def test_every_flag_has_help_and_a_group() -> None:
         "general", "data", "model", "training", "output",
     ]  # fmt: skip
     assert all(action.help for group in groups for action in group._group_actions)
+
+
+def test_python_without_docstrings_is_told_at_once() -> None:
+    """transformers builds on its docstrings."""
+    command = [sys.executable, "-OO", str(ROOT / "run_glue_no_trainer.py"), "--task_name", "rte"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "python -OO removes the docstrings" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("seed: 2024-13-45", "takes a whole number, not '2024-13-45'"),
+        ("seed: !!timestamp nope", "takes a whole number, not 'nope'"),
+        ("seed: !!int abc", "takes a whole number, not 'abc'"),
+        ("seed: 1\nseed: 2", "seed is given twice, the second time in line 2"),
+        ("seed: &a [*a]", "--config"),
+    ],
+)
+def test_what_yaml_would_make_of_a_word_is_not_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture, line: str, said: str
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(line + "\n")
+    assert said in usage_error(capsys, *OWN, "--config", tmp_path / "recipe.yaml")

@@ -161,3 +161,10 @@ def test_a_pickle_is_converted_by_the_command_that_is_printed(
     assert pasted.returncode == 0, pasted.stderr
     assert load_file(model / "model.safetensors").keys() == weights.keys()
     assert not list(tmp_path.rglob("PWN"))
+
+
+@bash
+def test_a_folder_called_like_the_variable_is_no_token(typed: Callable) -> None:
+    typed("run.py", "--hub_token", "hf_x", "--output_dir", "$HF_TOKEN")
+    said = subprocess.run(["bash", "-c", f"HF_TOKEN=hf_y; printf '%s\\n' {own_command()}"], capture_output=True).stdout
+    assert said.decode().splitlines()[-3:] == ["hf_y", "--output_dir", "$HF_TOKEN"]

@@ -122,3 +122,30 @@ def test_labels_that_a_terminal_would_obey(run: Callable, tmp_path: Path, capsys
     for said in (capsys.readouterr().out, (tmp_path / "out" / "README.md").read_text(encoding="utf-8")):
         assert "x1b" in said
         assert not {"\x1b", "\x07"} & set(said)
+
+
+def test_a_log_that_cannot_be_written_after_the_last_step(
+    run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A folder takes its place: before the end that ends the run, after the last step the model is worth more."""
+    out, log = tmp_path / "out", script.log_losses
+
+    def in_the_way(*args: object) -> None:
+        if args[0].progress.step >= when:
+            (out / "log.jsonl").unlink(missing_ok=True)
+            (out / "log.jsonl").mkdir()
+        log(*args)
+
+    monkeypatch.setattr(script, "log_losses", in_the_way)
+    flags = [*own_files, "--num_train_epochs", 1, "--logging_steps", 4, "--output_dir", out]
+    when = 8
+    run(*flags)
+    assert "warning: " in (said := capsys.readouterr().out)
+    assert "log.jsonl could not be written" in said
+    assert {path.name for path in out.iterdir()} > LEFT
+    shutil.rmtree(out)
+    when = 4
+    with pytest.raises(SystemExit) as exit_:
+        run(*flags)
+    assert exit_.value.code == 1
+    assert "log.jsonl could not be written" in capsys.readouterr().err

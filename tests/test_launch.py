@@ -392,3 +392,36 @@ def test_the_network_is_not_needed(tiny_model: Path, own_files: list, tmp_path: 
     assert ended.returncode == 0, ended.stderr
     assert "retry" not in ended.stderr.lower()
     assert results(tmp_path)["step"] == 3
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_a_launchers_variable_that_is_no_number_is_named(
+    run: Callable, own_files: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    """Also when it would say that this process is not the first: one process always speaks."""
+    monkeypatch.setenv(name, "abc")
+    with pytest.raises(SystemExit) as exit_:
+        run(*own_files, "--max_train_steps", 1)
+    assert exit_.value.code == 2
+    assert f"{name} in the environment is 'abc', not a number" in capsys.readouterr().err
+
+
+def test_a_device_that_is_none_is_told_with_where_it_was_named(
+    run: Callable, own_files: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "nope")
+    with pytest.raises(SystemExit) as exit_:
+        run(*own_files, "--max_train_steps", 1)
+    assert exit_.value.code == 2
+    said = capsys.readouterr().err
+    assert "Accelerate cannot start: " in said
+    assert "ACCELERATE_TORCH_DEVICE=nope" in said
+
+
+def test_a_tracker_that_nobody_knows_is_named_without_tracking_too(
+    run: Callable, own_files: list, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run(*own_files, "--max_train_steps", 1, "--report_to", "tensorbord")
+    assert exit_.value.code == 2
+    assert "did you mean tensorboard?" in capsys.readouterr().err

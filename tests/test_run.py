@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accelerate.tracking import TensorBoardTracker
 from conftest import launch, log_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -182,3 +183,18 @@ def test_no_token_is_written_anywhere(
     assert any("tfevents" in path.name for path in files)
     assert not [path for path in files if token.encode() in path.read_bytes()]
     assert token not in "".join(capsys.readouterr())
+
+
+def test_a_tracker_that_fails_does_not_stop_the_run(
+    run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Such as one whose server is gone; TensorBoard writes in a thread and fails in silence."""
+
+    def gone(*_: object, **__: object) -> None:
+        raise OSError("the server is gone")
+
+    monkeypatch.setattr(TensorBoardTracker, "log", gone)
+    flags = ["--with_tracking", "--report_to", "tensorboard", "--max_train_steps", 2, "--output_dir", tmp_path / "out"]
+    assert run(*own_files, *flags)["step"] == 2
+    assert "warning: a tracker failed: OSError: the server is gone" in capsys.readouterr().out
+    assert (tmp_path / "out" / "model.safetensors").is_file()
