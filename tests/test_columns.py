@@ -136,3 +136,9 @@ def test_a_thousand_columns_are_looked_at_in_no_time(tmp_path: Path, monkeypatch
         assert load(write_csv(tmp_path / f"{columns}.csv", header, rows))[1].text_columns == ["text"]
         counts.append(len(looks))
     assert counts[1] <= counts[0] + 5
+
+
+def test_columns_without_a_filled_cell_are_no_texts() -> None:
+    columns = {"a": [""] * 8, "b": [None] * 8, "body": [f"words {row}" for row in range(8)], "label": list("ababbaab")}
+    data = Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Value("string"))))
+    assert find_text_columns(data) == ["body"]

@@ -14,8 +14,10 @@ from conftest import ROOT, load, refused, sentences, write_csv
 from datasets import Dataset
 
 import run_glue_no_trainer as script
-from no_trainer.files import parse_json, place_of, read_files
+from no_trainer.files import parse_json, place_of, read_dataset, read_files
 from no_trainer.tasks import load_data
+
+MANY = [{"text": f"t{number}", "label": "ab"[number % 2]} for number in range(30)]
 
 
 def test_csv_text_stays_text(tmp_path: Path) -> None:
@@ -191,3 +193,38 @@ def test_what_is_said_of_a_file_is_said_again_when_it_is_cached(tmp_path: Path, 
     for _ in range(2):
         read(tmp_path / "t.csv")
         assert f"{tmp_path / 't.csv'}: its cells are separated by semicolons" in capsys.readouterr().out
+
+
+def test_json_columns_are_joined_by_their_row_numbers(tmp_path: Path) -> None:
+    """As pandas writes them, in whatever order the rows of each column stand."""
+    file = tmp_path / "t.json"
+    file.write_text('{"text": {"0": "bad", "1": "good"}, "label": {"1": "pos", "0": "neg"}}')
+    assert read_files([str(file)], []).to_dict() == {"text": ["bad", "good"], "label": ["neg", "pos"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "content"),
+    [
+        ("field: rows", "train.json", json.dumps({"rows": MANY, "data": MANY[:4]})),
+        (
+            "skiprows: 1",
+            "train.csv",
+            "made by hand\n" + "text,label\n" + "".join(f"t{n},{n % 2}\n" for n in range(30)),
+        ),
+    ],
+)
+def test_what_a_readme_says_of_its_files_counts(tmp_path: Path, options: str, name: str, content: str) -> None:
+    """Options such as `skiprows` are those of datasets, which then reads the files."""
+    (tmp_path / name).write_text(content)
+    head = f"---\nconfigs:\n- config_name: default\n  data_files: {name}\n  {options}\n---\n"
+    (tmp_path / "README.md").write_text(head)
+    data = read_dataset(str(tmp_path), None)["train"]
+    assert data["text"][:] == [f"t{number}" for number in range(30)]
+
+
+def test_a_data_set_of_a_test_split_alone_is_predicted(run: Callable, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    rows = [{"text": text, "label": ("negative", "positive")[label]} for text, label in sentences(9)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "data" / "test.parquet")
+    flags = ["--model_name_or_path", trained, "--dataset_name", tmp_path / "data", "--num_train_epochs", 0]
+    assert run(*flags, "--do_predict", "--output_dir", tmp_path / "out")["test_accuracy"] == 1

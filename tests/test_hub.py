@@ -160,6 +160,7 @@ def test_every_epoch_is_pushed_and_checkpoints_are_not(
     ended = push(hub, tiny_model, *own_files, "--output_dir", out, "--hub_private_repo", *TENSORBOARD)
     assert ended.returncode == 0, ended.stderr
     repo = hub.repos["someone/out"]
+    assert f"the model is at {hub.url}/someone/out" in ended.stdout
     assert repo["private"]
     assert [summary for summary, _ in repo["commits"]] == [
         "Training in progress, epoch 1",

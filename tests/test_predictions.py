@@ -249,3 +249,37 @@ def test_the_order_of_several_labels_means_nothing() -> None:
     task = Task([], ["text"], ["a", "b", "c"], ["a", "b", "c"], several=True)
     assert spell(task, ["c", "a"]) == spell(task, ["a", "c"]) == "a|c"
     assert named(task, torch.tensor([[1.0, -1.0, 1.0]])) == ["a|c"]
+
+
+@pytest.mark.parametrize("label", ["nan", "inf", "1_0", "\u0663", "2e18"])
+def test_a_label_that_is_no_number_to_learn_is_not_scored(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture, label: str
+) -> None:
+    """Python reads all of them as numbers; the predictions are written."""
+    train = write_csv(tmp_path / "t.csv", ["text", "label"], [(text, f"{n + 0.5}") for text, n in sentences(61)])
+    test = write_csv(tmp_path / "test.csv", ["text", "label"], [("good", "1.5"), ("bad", label)])
+    flags = ["--max_train_steps", 1, "--do_predict", "--test_file", test, "--output_dir", tmp_path / "out"]
+    results = run("--train_file", train, *flags)
+    assert not [name for name in results if name.startswith("test_")]
+    assert "so it is not scored" in capsys.readouterr().out
+    assert len(table(tmp_path / "out" / "predict_results.csv")) == 2
+
+
+def test_true_and_false_are_scored(run: Callable, tmp_path: Path) -> None:
+    rows = [{"text": text, "label": bool(label)} for text, label in sentences(61)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--max_train_steps", 1, "--do_predict", "--test_file", tmp_path / "t.jsonl"]
+    results = run("--train_file", tmp_path / "t.jsonl", *flags, "--output_dir", tmp_path / "out")
+    assert "test_accuracy" in results
+
+
+def test_no_two_columns_of_the_answers_have_one_name(run: Callable, tmp_path: Path) -> None:
+    """A text column may be called as one of ours is."""
+    rows = [(text, "ab"[label]) for text, label in sentences(61)]
+    train = write_csv(tmp_path / "t.csv", ["probability", "label"], rows)
+    flags = ["--text_column_names", "probability", "--max_train_steps", 1, "--output_dir", tmp_path / "out"]
+    run("--train_file", train, *flags, "--do_predict", "--test_file", train)
+    for name in ("predict_results", "validation_predictions"):
+        header = (tmp_path / "out" / f"{name}.csv").read_text().splitlines()[0].split(",")
+        assert header[1] == "probability (text)"
+        assert len(set(header)) == len(header)

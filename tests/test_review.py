@@ -1,5 +1,6 @@
 """The lines that say, before training, what in the data often is a mistake; each only where it is so."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,3 +66,13 @@ def test_all_rows_without_a_label_are_named_at_once(tmp_path: Path, capsys: pyte
     assert "t.csv, line 4 (row 2 of the train data), " in err
     assert "t.csv, line 6 (row 4 of the train data), " in err
     assert " and 2 more have no label" in err
+
+
+def test_the_table_shows_control_characters_as_escapes(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [(text, ("tab\there", "bell\x07")[label]) for text, label in sentences(40)]
+    run("--train_file", write_csv(tmp_path / "t.csv", ["text", "label"], rows), "--max_train_steps", 1)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if re.match("train .*%", line)]
+    assert "tab\\there" in line
+    assert "bell\\x07" in line

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from conftest import TORCHRUN, launch, load, log_lines, table, without_dropout
+from conftest import TORCHRUN, launch, load, log_lines, sentences, table, without_dropout
 from datasets import ClassLabel, Dataset, Features, List, Value
 from sklearn.metrics import f1_score
 from transformers import pipeline
@@ -165,3 +167,23 @@ def test_two_processes_score_as_one(files: list, no_dropout: Path, tmp_path: Pat
     for name in ("eval_loss", "eval_micro_f1", "eval_macro_f1", "eval_exact_match", "baseline_micro_f1"):
         assert second[name] == pytest.approx(first[name], abs=1e-5), name
     assert first["eval_per_class"] == second["eval_per_class"]
+
+
+def test_large_lists_are_lists(tmp_path: Path) -> None:
+    """As polars writes them."""
+    texts = [text for text, _ in sentences(40)]
+    labels = pa.array([["a"], ["b", "a"], [], ["b"]] * 10, pa.large_list(pa.large_string()))
+    pq.write_table(pa.table({"text": texts, "label": labels}), tmp_path / "t.parquet")
+    assert load(tmp_path / "t.parquet")[1].labels == ["a", "b"]
+
+
+def test_a_word_is_not_taken_for_the_list_of_its_letters(
+    run: Callable, files: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A test row with a word as its label, where the model knows a class of each letter."""
+    train = write(tmp_path / "t.jsonl", [{"text": f"good {n}", "label": ["ab"[n % 2]]} for n in range(40)])
+    test = write(tmp_path / "test.jsonl", [{"text": "good", "label": "ab"}] * 3)
+    flags = ["--max_train_steps", 1, "--do_predict", "--test_file", test, "--output_dir", tmp_path / "out"]
+    results = run("--train_file", train, *flags)
+    assert not [name for name in results if name.startswith("test_")]
+    assert "so it is not scored" in capsys.readouterr().out

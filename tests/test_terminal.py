@@ -96,3 +96,15 @@ def test_a_log_file_that_knows_few_characters(tiny_model: Path, tmp_path: Path) 
     ended = launch(*flags, env={"PYTHONIOENCODING": "ascii"})
     assert ended.returncode == 0, ended.stderr
     assert r"\u597d" in ended.stdout
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_no_bar_of_nothing(tiny_model: Path, own_files: list, tmp_path: Path) -> None:
+    """Neither of training where nothing is trained, nor of what takes a moment."""
+    trained = tmp_path / "trained"
+    launch("--model_name_or_path", tiny_model, *own_files, "--max_train_steps", 1, "--output_dir", trained)
+    flags = ["--model_name_or_path", trained, "--validation_file", own_files[3], "--num_train_epochs", 0]
+    said = at_a_terminal(*flags, "--output_dir", tmp_path / "out", cache=tmp_path / "cache")
+    assert "Evaluating: " in said
+    assert "Training" not in said
+    assert "Flattening" not in said
