@@ -39,13 +39,14 @@ pre code { background: none; padding: 0; font-size: 13.6px }
 """
 
 
-def at_a_terminal(command: str, folder: Path) -> str:
-    """All that a shell command writes to a terminal of so many columns."""
+def at_a_terminal(command: str | list[str], folder: Path, **environment: str) -> str:
+    """All that a command, of a shell if it is a text, writes to a terminal of 80 columns."""
     here, there = pty.openpty()
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
     paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": paths, "PYTHONPATH": str(HERE.parent)}
-    run = subprocess.Popen(command, shell=True, stdin=there, stdout=there, stderr=there, cwd=folder, env=environment)
+    options = {"cwd": folder, "env": os.environ | {"PATH": paths, "PYTHONPATH": str(HERE.parent)} | environment}
+    shell = isinstance(command, str)
+    run = subprocess.Popen(command, shell=shell, stdin=there, stdout=there, stderr=there, **options)
     os.close(there)
     said = b""
     while True:

@@ -6,7 +6,6 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import NoReturn
 
 import pyarrow as pa
 
@@ -39,21 +38,27 @@ class Rows:
         self.blocks: list[list[pa.Array]] = [[] for _ in range(width)]
         self.latest: list[list[str]] = []
         self.empty: list[int] = []  # lines of empty rows, which are dropped at the end of the file
-        self.lines = array("q")
+        self.lines, self.lone = array("q"), 0  # of each row; of carriage returns inside cells
 
     def add(self, row: list[str], line: int) -> None:
         if not any(row) and len(row) > 1:
             self.empty.append(line)
             return
-        self.latest += [[""] * len(row) for _ in self.empty] + [row]
-        self.lines.extend([*self.empty, line])
-        self.empty.clear()
+        if self.empty:
+            self.latest += [[""] * len(row) for _ in self.empty]
+            self.lines.extend(self.empty)
+            self.empty = []
+        self.latest.append(row)
+        self.lines.append(line)
         if len(self.latest) >= BLOCK:
             self.flush()
 
     def flush(self) -> None:
         for blocks, column in zip(self.blocks, zip(*self.latest, strict=True), strict=False):
-            blocks.append(pa.array([cell.replace(LONE, "\r") for cell in column], pa.string()))
+            if lone := "".join(column).count(LONE):
+                self.lone += lone
+                column = [cell.replace(LONE, "\r") for cell in column]
+            blocks.append(pa.array(column, pa.string()))
         self.latest = []
 
     def columns(self) -> list[pa.ChunkedArray]:
@@ -75,13 +80,13 @@ def read_cells(file: str) -> tuple[pa.Table, Sequence[int], list[str]]:
     def body() -> Iterator[str]:
         return islice(lines_of(file), first + 1, None)
 
-    if lone := sum(line.count(LONE) for line in lines_of(file)):
-        notes.insert(0, f"{many(lone, 'carriage return')} without a line feed, read as text")
     rows = literal_rows(form, body, notes) or strict_rows(form, body, notes)
     rows = rows or single_rows(form, list(body()), notes)
+    columns, begins = rows.columns(), array("q", (line + first + 2 for line in rows.lines))
+    if rows.lone:
+        notes.insert(0, f"{many(rows.lone, 'carriage return')} without a line feed, read as text")
     notes += ["empty rows at the end are left out"] * bool(rows.empty)
-    begins = array("q", (line + first + 2 for line in rows.lines))
-    return pa.table(name_columns(file, names, rows.columns(), begins, notes)), begins, notes
+    return pa.table(name_columns(file, names, columns, begins, notes)), begins, notes
 
 
 def lines_of(file: str) -> Iterator[str]:
@@ -91,8 +96,7 @@ def lines_of(file: str) -> Iterator[str]:
     with open(file, encoding="utf-8-sig", newline=ends) as lines:
         for line in lines:
             if "\r" in line and ends == "\n":
-                text = line.rstrip("\r\n")
-                line = text.replace("\r", LONE) + "\r\n" if line.endswith("\r\n") else line.replace("\r", LONE)
+                line = re.sub("\r+\n$", "\n", line).replace("\r", LONE)
             yield line
 
 
@@ -130,10 +134,11 @@ def literal_rows(form: Format, body: Callable[[], Iterator[str]], notes: list[st
             row = line.rstrip("\r\n").split("\t")
             if len(row) != form.width:
                 return None
-            quoted += sum(cell[:1] == '"' for cell in row)
+            if '"' in line:
+                quoted += sum(cell[:1] == '"' for cell in row)
             rows.add(row, number)
-    start = f"{many(quoted, 'cell')} with one at the start"
-    notes += [f"quotes are read as part of the text ({start})"] * bool(quoted)
+    if quoted:
+        notes.append(f"quotes are read as part of the text ({many(quoted, 'cell')} with one at the start)")
     return rows
 
 
@@ -146,9 +151,8 @@ def strict_rows(form: Format, body: Callable[[], Iterator[str]], notes: list[str
             taken.append(line)
             yield line
 
-    reader = form.rows(noted())
     try:
-        for row in reader:
+        for row in (reader := form.rows(noted())):
             if row:  # an empty line is no row
                 if len(row) != form.width:
                     return None
@@ -159,8 +163,8 @@ def strict_rows(form: Format, body: Callable[[], Iterator[str]], notes: list[str
             taken.clear()
     except csv.Error:
         return None
-    several = f"{many(whole, 'row')} with a quoted cell over several lines that look like rows"
-    notes += [several] * bool(whole)
+    if whole:
+        notes.append(f"{many(whole, 'row')} with a quoted cell over several lines that look like rows")
     return rows
 
 
@@ -184,8 +188,13 @@ def single_rows(form: Format, lines: list[str], notes: list[str]) -> Rows:
         elif line:
             wrong.append((number, len(row or [])))
         number += used
-    if wrong:
-        refuse(form, wrong)
+    if wrong:  # say the first line that cannot be read
+        number, cells = wrong[0]
+        more = f" (and {many(len(wrong) - 1, 'more line')} like it)" * (len(wrong) > 1)
+        what = f"{cells} cells, but the header has {form.width}"
+        what = what if cells else "a quote that is not closed or not doubled"
+        hint = "put a cell that contains a separator in double quotes, and double any quote inside it"
+        stop(f"{form.file}, line {number + 2}: {what}{more}; {hint}")
     notes += [f"{many(literal, 'row')} with a quote out of place, read as written"] * bool(literal)
     notes += [f"{many(trimmed, 'row')} with empty cells beyond the header: ignored"] * bool(trimmed)
     return rows
@@ -218,16 +227,6 @@ def split_one_way(form: Format, line: str) -> list[str] | None:
 
     found = list(islice(cuts(0, form.width), 2))
     return found[0] if len(found) == 1 else None
-
-
-def refuse(form: Format, wrong: list[tuple[int, int]]) -> NoReturn:
-    """Stop with the first unreadable line and the number of others."""
-    number, cells = wrong[0]
-    more = f" (and {many(len(wrong) - 1, 'more line')} like it)" * (len(wrong) > 1)
-    count = f"{cells} cells, but the header has {form.width}"
-    what = count if cells else "a quote that is not closed or not doubled"
-    hint = "put a cell that contains a separator in double quotes, and double any quote inside it"
-    stop(f"{form.file}, line {number + 2}: {what}{more}; {hint}")
 
 
 def name_columns(

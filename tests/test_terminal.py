@@ -1,47 +1,30 @@
 """What is seen: at a terminal of 80 columns, and in a log file."""
 
-import fcntl
 import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, launch, sentences, write_csv
 
+from docs.pictures import at_a_terminal
+
 FLAGS = ["--num_train_epochs", 2, "--logging_steps", 4, "--per_device_eval_batch_size", 2, "--do_predict"]
 
 
-def at_a_terminal(*flags: object, cache: Path, columns: int = 80) -> str:
-    """All that the script writes to a terminal of so many columns, with an empty cache."""
-    here, there = pty.openpty()
-    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+def look(*flags: object, cache: Path) -> str:
+    """All that the script writes to a terminal of 80 columns, with an empty cache."""
     command = [sys.executable, str(ROOT / "run_glue_no_trainer.py"), *map(str, flags)]
-    environment = os.environ | {"HF_HOME": str(cache)}
-    run = subprocess.Popen(command, stdin=there, stdout=there, stderr=there, cwd=ROOT, env=environment)
-    os.close(there)
-    said = b""
-    while True:
-        try:
-            said += (read := os.read(here, 65536))
-        except OSError:  # the other end is closed
-            break
-        if not read:
-            break
-    os.close(here)
-    assert run.wait(timeout=60) == 0, said.decode()
-    return said.decode()
+    return at_a_terminal(command, ROOT, HF_HOME=str(cache))
 
 
 @pytest.mark.slow
 def test_at_a_terminal(tiny_model: Path, own_files: list, tmp_path: Path) -> None:
     """A bar for each phase, nothing wider than the terminal but long paths."""
     flags = ["--model_name_or_path", tiny_model, *own_files, "--test_file", own_files[3], *FLAGS]
-    said = at_a_terminal(*flags, "--output_dir", tmp_path / "out", cache=tmp_path / "cache")
+    said = look(*flags, "--output_dir", tmp_path / "out", cache=tmp_path / "cache")
     for phase in ("Tokenizing train", "Training", "Evaluating", "Predicting"):
         assert re.search(rf"{phase}: +\d+%\|", said), phase
     lines = [re.sub(r"\x1b\[[\d;]*\w", "", line) for line in re.split(r"[\r\n]+", said)]
@@ -104,7 +87,7 @@ def test_a_terminal_shows_no_bar_of_nothing(tiny_model: Path, own_files: list, t
     trained = tmp_path / "trained"
     launch("--model_name_or_path", tiny_model, *own_files, "--max_train_steps", 1, "--output_dir", trained)
     flags = ["--model_name_or_path", trained, "--validation_file", own_files[3], "--num_train_epochs", 0]
-    said = at_a_terminal(*flags, "--output_dir", tmp_path / "out", cache=tmp_path / "cache")
+    said = look(*flags, "--output_dir", tmp_path / "out", cache=tmp_path / "cache")
     assert "Evaluating: " in said
     assert "Training" not in said
     assert "Flattening" not in said
