@@ -103,7 +103,7 @@ from no_trainer.evaluation import Predictions, agree, predict, score_line
 from no_trainer.glue import NUMBER, SEVERAL, Task, suffix
 from no_trainer.labels import numbers
 from no_trainer.launch import hardware, one_first, progress_bar, say, start_accelerator, tune_cpu
-from no_trainer.memory import fit_batches
+from no_trainer.memory import fit_batches, own_gradients
 from no_trainer.metrics import compute_metrics, score_classes, with_baseline
 from no_trainer.models import fit_length, from_pretrained, load_weights, name_model, reads_padding
 from no_trainer.results import finish, save_results, share_model, tell_mistakes, write_predictions
@@ -235,6 +235,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     sampler.batch_size, eval_batch_size = fitting
     accumulation = global_batch // (sampler.batch_size * accelerator.num_processes)
     accelerator.gradient_accumulation_steps = accumulation
+    keep_gradients = own_gradients(accelerator, model, accumulation)  # only with CUDA graphs
     workers = args.dataloader_num_workers
     train_loader = make_loader(accelerator, train_data, collate, workers, batch_sampler=sampler)
     eval_loaders = make_eval_loaders(accelerator, eval_data, collate, workers, eval_batch_size)
@@ -274,7 +275,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
                     max_norm = args.max_grad_norm or math.inf
                     grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
                 optimizer.step()
-                optimizer.zero_grad()
+                optimizer.zero_grad(set_to_none=not keep_gradients)
             if not accelerator.sync_gradients:
                 continue  # the global batch is not complete
 

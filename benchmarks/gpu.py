@@ -25,6 +25,8 @@ import argparse
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -68,6 +70,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=300, help="of each run in host and speed")
     jobs = max(1, min(6, (os.cpu_count() or 1) // 2))
     parser.add_argument("--jobs", type=int, default=jobs, help="cases of works at a time")
+    parser.add_argument("--cases", default="", help="of works, only those whose name has this pattern")
     parser.add_argument("--few", action="store_true", help="fewer cases: does the benchmark itself run?")
     parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)  # what a process of its own is to do
     return parser.parse_args()
@@ -113,7 +116,8 @@ def make_mnli(folder: Path, rows: int, words: int) -> str:
     features = Features(kinds | {"idx": Value("int32")})
     lines = ["---", "configs:", "- config_name: mnli", "  data_files:"]
     (folder / "mnli").mkdir(parents=True)
-    for split, number in {"train": rows, "validation_matched": BATCH, "validation_mismatched": BATCH}.items():
+    others = [f"{split}_{kind}" for split in ("validation", "test") for kind in ("matched", "mismatched")]
+    for split, number in {"train": rows, **dict.fromkeys(others, BATCH)}.items():
         lengths = draw_lengths(draw, number) - 3  # [CLS], [SEP] and [SEP]
         texts = [[f"w{word}" for word in draw.integers(0, words, length)] for length in lengths]
         cuts = [2 * len(text) // 3 for text in texts]
@@ -212,8 +216,9 @@ def works(args: argparse.Namespace, folder: Path, until: float, gpu: bool) -> It
         seen, answer, why = attempt(in_time, until, 120)
         return {"case": name, "works": answer, "what was seen": seen or why, "seconds": time.monotonic() - begun}
 
+    chosen = {name: case for name, case in cases(args.few).items() if re.search(args.cases, name)}
     with ThreadPoolExecutor(args.jobs) as pool:
-        for done in as_completed([pool.submit(see, name, *case) for name, case in cases(args.few).items()]):
+        for done in as_completed([pool.submit(see, name, *case) for name, case in chosen.items()]):
             yield done.result()
 
 
@@ -253,9 +258,10 @@ def fast_ways(scripts: dict[str, tuple[Path, list]]) -> dict[str, tuple[list[Any
     plain = {name: ([sys.executable, script], flags, {}) for name, (script, flags) in scripts.items()}
     script, flags = scripts["this script"]
     config = [*LAUNCH, CONFIGS / "single_gpu_compiled.yaml", script]
-    by_layers = {"BACKEND": "INDUCTOR", "USE_DYNAMIC": "false", "USE_REGIONAL_COMPILATION": "true"}
-    any_length = by_layers | {"USE_DYNAMIC": "true"}
-    graphs = {"BACKEND": "INDUCTOR", "USE_DYNAMIC": "false", "MODE": "reduce-overhead"}
+    whole = {"BACKEND": "INDUCTOR", "USE_DYNAMIC": "true"}
+    by_layers = whole | {"USE_REGIONAL_COMPILATION": "true"}
+    each_length = {"USE_DYNAMIC": "false"}
+    graphs = {"MODE": "reduce-overhead"}
 
     def dynamo(settings: dict[str, str]) -> tuple[list[Any], list, dict[str, str]]:
         return [sys.executable, script], flags, {f"ACCELERATE_DYNAMO_{name}": v for name, v in settings.items()}
@@ -263,13 +269,14 @@ def fast_ways(scripts: dict[str, tuple[Path, list]]) -> dict[str, tuple[list[Any
     ways = {
         "this script": plain["this script"],
         "run_glue_no_trainer.py": plain.get("run_glue_no_trainer.py"),
-        "this script, compiled by layers": dynamo(by_layers),
+        "this script, single_gpu_compiled.yaml": (config, flags, {}),
         "run_glue.py, compiled": plain.get("run_glue.py, compiled"),
         "run_glue.py, best flags": plain.get("run_glue.py, best flags"),
-        "this script, single_gpu_compiled.yaml": (config, flags, {}),
-        "this script, CUDA graphs": dynamo(graphs),
-        "this script, compiled by layers, any length": dynamo(any_length),
+        "this script, compiled": dynamo(whole),
+        "this script, compiled by layers": dynamo(by_layers),
         "run_glue.py, as shipped": plain.get("run_glue.py, as shipped"),
+        "this script, CUDA graphs, each length compiled": dynamo(whole | graphs | each_length),
+        "this script, compiled by layers, each length": dynamo(by_layers | each_length),
     }
     return {name: way for name, way in ways.items() if way}
 
@@ -285,11 +292,11 @@ def speed(args: argparse.Namespace, folder: Path, until: float, gpu: bool) -> It
     for name, (command, flags, environment) in fast_ways(peers(args, model, glue, "bf16", gpu)).items():
         if args.few and "compiled" in name:
             continue
-        if name == "this script, compiled by layers":
+        if name == "this script, single_gpu_compiled.yaml":
             yield from whole_runs(args, folder, until)  # before what takes minutes to compile
 
         def probe(end: float) -> Row:
-            if name.endswith("graphs") and not gpu:
+            if ("graphs" in name or name.endswith(".yaml")) and not gpu:
                 raise Untried("no CUDA device")
             its = environment | {"ACCELERATE_MIXED_PRECISION": "bf16"}
             return probed(command, flags, folder / "speed", end, **its)
@@ -356,9 +363,12 @@ def versions() -> str:
     import transformers
 
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else f"no CUDA device, {platform.machine()} CPU"
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    commit = "unknown"
+    if shutil.which("git"):
+        asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        commit = asked.stdout.strip() or commit
     packages = {module.__name__: module.__version__ for module in (torch, transformers, accelerate)}
-    packages |= {"Python": platform.python_version(), "commit": commit.stdout.strip() or "unknown"}
+    packages |= {"Python": platform.python_version(), "commit": commit}
     return ", ".join([card, *(f"{name} {version}" for name, version in packages.items()), time.strftime("%Y-%m-%d")])
 
 

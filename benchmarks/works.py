@@ -19,6 +19,8 @@ from speed import ROOT
 SCRIPT = ROOT / "run_glue_no_trainer.py"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
 CONFIGS = ROOT / "configs" / "accelerate"
+COMPILED = [*LAUNCH, CONFIGS / "single_gpu_compiled.yaml"]
+GRAPHS = {"BACKEND": "INDUCTOR", "MODE": "reduce-overhead", "USE_DYNAMIC": "true"}
 QUICK = ["--config", "configs/quickstart/recipe.yaml"]
 
 
@@ -83,12 +85,14 @@ class Work:
         run([sys.executable, SCRIPT, *self.flags(out, *more)], self.until, **environment)
         return out
 
-    def inside(self, name: str, settings: dict[str, Any], *more: object, code: int = 0) -> tuple[Path, dict]:
+    def inside(
+        self, name: str, settings: dict[str, Any], *more: object, code: int = 0, **environment: str
+    ) -> tuple[Path, dict]:
         """The same by inside.py, and what that has counted."""
         out, seen = self.folder / name, self.folder / f"{name}.json"
         command = [sys.executable, ROOT / "benchmarks" / "inside.py", seen, json.dumps(settings)]
         deterministic = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-        run([*command, *self.flags(out, *more)], self.until, code, **deterministic)
+        run([*command, *self.flags(out, *more)], self.until, code, **deterministic, **environment)
         return out, json.loads(seen.read_text()) if seen.exists() else {}
 
 
@@ -167,15 +171,15 @@ def accelerate_test(work: Work) -> str:
     return expect("Test is a success" in said, "Accelerate calls it a success")
 
 
-def stopped_and_resumed(work: Work, number: int, code: int) -> str:
+def stopped_and_resumed(work: Work, number: int, code: int, **environment: str) -> str:
     """A run that is ended by a signal and resumed, beside one that nobody disturbs."""
     settings = {"exact": True, "deterministic": True}
     flags = ["--max_train_steps", 50, "--checkpointing_steps", 10, "--save_total_limit", 2]
-    name = f"stopped_{number}"
-    whole, _ = work.inside(f"{name}_not", settings, *flags)
-    out, _ = work.inside(name, settings | {"kill": [35, number]}, *flags, code=code)
+    name = f"stopped_{number}_{len(environment)}"
+    whole, _ = work.inside(f"{name}_not", settings, *flags, **environment)
+    out, _ = work.inside(name, settings | {"kill": [35, number]}, *flags, code=code, **environment)
     saved = max(int(folder.name.removeprefix("step_")) for folder in out.glob("step_*") if folder.name[5:].isdigit())
-    work.inside(name, settings, *flags, "--resume_from_checkpoint", "latest")
+    work.inside(name, settings, *flags, "--resume_from_checkpoint", "latest", **environment)
     expect(results(out)["step"] == 50, f"ended at step {results(out)['step']}")
     exit_code = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
     return f"{exit_code} at step 35, resumed from step {saved}: {weights_apart(whole, out)}"
@@ -203,13 +207,12 @@ def out_of_memory(work: Work) -> str:
 
 
 def compiled(work: Work, accumulation: int, mode: str = "default", regional: bool = False) -> str:
-    """Compiled beside eager, without dropout: the losses of 20 steps."""
+    """Compiled beside eager, in fp32 without dropout: the losses of 20 steps."""
     flags = ["--model_name_or_path", work.plain, "--max_train_steps", 20, "--mixed_precision", "no"]
     flags += ["--per_device_train_batch_size", 16 // accumulation, "--gradient_accumulation_steps", accumulation]
-    flags += ["--pad_to_max_length", "--max_length", 32]
     name = f"compiled_{accumulation}_{mode}_{regional}"
     eager = work.train(f"{name}_not", *flags)
-    dynamo = {"BACKEND": "INDUCTOR", "MODE": mode, "USE_DYNAMIC": "false", "USE_REGIONAL_COMPILATION": str(regional)}
+    dynamo = {"BACKEND": "INDUCTOR", "MODE": mode, "USE_DYNAMIC": "true", "USE_REGIONAL_COMPILATION": str(regional)}
     fast = work.train(name, *flags, **{f"ACCELERATE_DYNAMO_{key}": value for key, value in dynamo.items()})
     most = apart(logged(eager), logged(fast))
     return expect(most <= 2e-2, f"losses of 20 steps at most {most:.1e} from eager's")
@@ -231,14 +234,30 @@ def edit(work: Work, patch: Path) -> str:
     return f"{len(losses)} steps, last loss {losses[-1]:.3f}"
 
 
-def mrpc(work: Work, precision: str) -> str:
+def train_mrpc(work: Work, name: str, model: str, command: list[Any], *more: object) -> Path:
     if not work.glue:
         raise Untried("left out: no --glue")
-    out = work.folder / f"mrpc_{precision}"
-    flags = ["--config", "configs/recipes/mrpc.yaml", "--model_name_or_path", work.model, "--dataset_name", work.glue]
-    run([sys.executable, SCRIPT, *flags, "--mixed_precision", precision, "--output_dir", out], work.until)
-    found = results(out)
+    out = work.folder / f"mrpc_{name}"
+    flags = ["--config", "configs/recipes/mrpc.yaml", "--model_name_or_path", model, "--dataset_name", work.glue]
+    run([*command, SCRIPT, *flags, "--output_dir", out, *more], work.until)
+    return out
+
+
+def mrpc(work: Work, name: str, command: list[Any], *more: object) -> str:
+    found = results(train_mrpc(work, name, work.model, command, *more))
     return f"{found['step']} steps, accuracy {found['eval_accuracy']:.3f}, F1 {found['eval_f1']:.3f}"
+
+
+def noise(work: Work) -> str:
+    """The losses of 200 steps of MRPC without dropout: how far from those in fp32, eager and compiled."""
+    more = ["--logging_steps", 1, "--max_train_steps", 200]
+    plain = [sys.executable]
+    exact = logged(train_mrpc(work, "exact", work.plain, plain, *more, "--mixed_precision", "no"))
+    eager = logged(train_mrpc(work, "eager", work.plain, plain, *more, "--mixed_precision", "bf16"))
+    fast = logged(train_mrpc(work, "fast", work.plain, COMPILED, *more))
+    means = [sum(abs(a - b) for a, b in zip(losses, exact, strict=True)) / 200 for losses in (eager, fast)]
+    said = "losses of 200 steps in bf16, mean distance from fp32: eager {:.1e}, compiled {:.1e}".format(*means)
+    return expect(means[1] <= 2 * means[0], said)
 
 
 def cases(few: bool) -> dict[str, tuple[Callable[..., str], bool]]:
@@ -252,11 +271,18 @@ def cases(few: bool) -> dict[str, tuple[Callable[..., str], bool]]:
         "kill -9, resumed": (lambda work: stopped_and_resumed(work, signal.SIGKILL, -signal.SIGKILL), False),
         "SIGTERM, resumed": (lambda work: stopped_and_resumed(work, signal.SIGTERM, 128 + signal.SIGTERM), False),
         "out of memory": (out_of_memory, True),
-        "MRPC, bf16": (lambda work: mrpc(work, "bf16"), False),
-        "MRPC, fp32": (lambda work: mrpc(work, "no"), False),
+        "MRPC, bf16": (lambda work: mrpc(work, "bf16", [sys.executable], "--mixed_precision", "bf16"), False),
+        "MRPC, fp32": (lambda work: mrpc(work, "no", [sys.executable], "--mixed_precision", "no"), False),
+        "MRPC, compiled": (lambda work: mrpc(work, "compiled", COMPILED), True),
+        "MRPC, losses compiled": (noise, True),
         "accelerate launch, single_gpu.yaml": (lambda work: launched(work, "single_gpu"), False),
         "accelerate launch, single_gpu_compiled.yaml": (lambda work: launched(work, "single_gpu_compiled"), False),
     }
+    graphs = {f"ACCELERATE_DYNAMO_{key}": value for key, value in GRAPHS.items()}
+    case["kill -9, resumed, CUDA graphs"] = (
+        lambda work: stopped_and_resumed(work, signal.SIGKILL, -signal.SIGKILL, **graphs),
+        True,
+    )
     for accumulation in (1, 4):
         of = f", {accumulation} x {16 // accumulation} rows"
         case[f"compiled{of}"] = (lambda work, a=accumulation: compiled(work, a)), True

@@ -23,8 +23,9 @@ def predict(run: Run, model: torch.nn.Module, loader: DataLoader, what: str) -> 
 
     The labels are None if the data has none. After a signal to stop, the run ends here.
     """
-    before = model.training
-    model.eval()
+    eager = getattr(model, "_orig_mod", model)  # compiling for evaluation takes longer than it saves
+    before = eager.training
+    eager.eval()
     parts = []
     # XLA cannot use inference mode; one autocast around all batches casts the weights only once
     with torch.no_grad(), run.accelerator.autocast():
@@ -32,10 +33,10 @@ def predict(run: Run, model: torch.nn.Module, loader: DataLoader, what: str) -> 
             if run.stop_signal():
                 leave(run, model)
             rows, labels = batch.pop("row"), batch.pop("labels", None)
-            columns = (rows, model(**batch).logits.float())
+            columns = (rows, eager(**batch).logits.float())
             columns += () if labels is None else (labels,)
             parts.append(run.accelerator.gather_for_metrics(columns))
-    model.train(before)
+    eager.train(before)
     rows, *columns = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     logits, *labels = (column[rows.argsort()] for column in columns)
     return logits, labels[0] if labels else None

@@ -144,6 +144,8 @@ def dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: boo
 
     `p` is rounded to 1/65536. As in torch, the numbers come from the default generator.
     """
+    if torch.compiler.is_compiling():  # a compiler fuses torch's own with what is around it
+        return torch.dropout(x, p, training)
     if not training or p == 0:
         return x
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)

@@ -71,6 +71,21 @@ def fit_batches(
     return batch_size, eval_size
 
 
+def own_gradients(accelerator: Accelerator, model: torch.nn.Module, accumulation: int) -> bool:
+    """Give each gradient memory of its own if CUDA graphs would overwrite what is accumulated; returns whether.
+
+    A CUDA graph writes the gradients of every batch to the same place, and the first batch's would be
+    taken from there as they are. Gradients that exist already are added to, so they must not be set to None.
+    """
+    graphs = accelerator.state.dynamo_plugin.mode in ("reduce-overhead", "max-autotune")
+    if not graphs or accumulation == 1:
+        return False
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    return True
+
+
 def longest(data: Dataset, size: int) -> list[dict]:
     """The `size` longest rows, or all if there are fewer."""
     order = np.argsort(-numbers(data, "length"), kind="stable")[:size]
