@@ -21,6 +21,7 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
 CONFIGS = ROOT / "configs" / "accelerate"
 COMPILED = [*LAUNCH, CONFIGS / "single_gpu_compiled.yaml"]
 GRAPHS = {"BACKEND": "INDUCTOR", "MODE": "reduce-overhead", "USE_DYNAMIC": "true"}
+PATH_TO_ROOT = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
 QUICK = ["--config", "configs/quickstart/recipe.yaml"]
 
 
@@ -218,18 +219,23 @@ def compiled(work: Work, accumulation: int, mode: str = "default", regional: boo
     return expect(most <= 2e-2, f"losses of 20 steps at most {most:.1e} from eager's")
 
 
-def edit(work: Work, patch: Path) -> str:
-    folder = work.folder / "edits" / patch.stem
+def edited(patch: Path, folder: Path) -> Path:
+    """The script in this folder, with the patch applied; it needs `PATH_TO_ROOT` to run there."""
     folder.mkdir(parents=True)
     script = Path(shutil.copy(SCRIPT, folder))
     tool = ["git", "apply", patch] if shutil.which("git") else ["patch", "-p1", "-i", patch]
-    run(tool, work.until, cwd=folder)
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    run(tool, time.monotonic() + 10, cwd=folder)
+    return script
+
+
+def edit(work: Work, patch: Path) -> str:
+    folder = work.folder / "edits" / patch.stem
+    script = edited(patch, folder)
     teacher = work.model
     if "TEACHER" in script.read_text():  # a model with the same classes
         teacher = str(work.train("teacher", "--max_train_steps", 3))
     flags = work.flags(folder / "out", "--max_train_steps", 3)
-    run([sys.executable, script, *flags], work.until, PYTHONPATH=path, TEACHER=teacher)
+    run([sys.executable, script, *flags], work.until, **PATH_TO_ROOT, TEACHER=teacher)
     losses = [loss for log in sorted(folder.glob("out/**/log.jsonl")) for loss in logged(log.parent)]
     return f"{len(losses)} steps, last loss {losses[-1]:.3f}"
 

@@ -92,6 +92,7 @@ def read_losses(run: Run) -> None:
         return
     progress = run.progress
     rates, losses, norms = zip(*run.unread, strict=True)
+    rates = [float(rate) for rate in rates]
     losses = run.accelerator.reduce(torch.stack(losses), "mean").tolist()
     norms = torch.stack([torch.as_tensor(norm) for norm in norms]).tolist()
     for index, (rate, loss, norm) in enumerate(zip(rates, losses, norms, strict=True)):

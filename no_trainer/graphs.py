@@ -1,0 +1,63 @@
+"""A training step recorded as CUDA graphs, for the edit examples/edits/cuda_graphs.patch."""
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+
+Batch = dict[str, torch.Tensor]
+Step = Callable[[Batch], tuple[torch.Tensor, ...]]
+
+
+def recorded(
+    accelerator: Accelerator, model: torch.nn.Module, optimizer: AcceleratedOptimizer
+) -> Callable[[Step], Step]:
+    """A decorator: the training step as CUDA graphs, one for each shape of batch.
+
+    The first batch of a shape runs as usual, the second is recorded, and from then on the recording is launched
+    as a whole, on the inputs of the batch. What the step returns must be tensors on the device. A Python value in
+    it stays what it was when it was recorded; so the learning rate is kept in a tensor.
+
+    Where there is nothing to record, the step stays as it is: without a CUDA device, with several processes,
+    and with the fp16 scaler, which asks the device after each step whether to skip it.
+    """
+    if accelerator.device.type != "cuda" or accelerator.num_processes > 1 or accelerator.scaler is not None:
+        return lambda train_step: train_step
+    for group in optimizer.param_groups:
+        group["capturable"] = True
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=accelerator.device)
+    if accelerator.gradient_accumulation_steps > 1:  # all graphs add to the same gradients
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    usual, graphs = set(), {}  # by shape
+    stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+
+    def record(train_step: Step, inputs: Batch) -> tuple[torch.cuda.CUDAGraph, Batch, tuple[torch.Tensor, ...]]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            outputs = train_step(inputs)
+        return graph, inputs, tuple(tensor.detach() for tensor in outputs)
+
+    def in_graphs(train_step: Step) -> Step:
+        def step(batch: Batch) -> tuple[torch.Tensor, ...]:
+            shape = (accelerator.sync_gradients, *((name, tensor.shape) for name, tensor in batch.items()))
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                if shape not in usual:  # it also sets up what must not be recorded, such as the optimizer's state
+                    usual.add(shape)
+                    outputs = tuple(tensor.detach() for tensor in train_step(batch))
+                else:
+                    if shape not in graphs:
+                        graphs[shape] = record(train_step, {name: tensor.clone() for name, tensor in batch.items()})
+                    graph, inputs, results = graphs[shape]
+                    for name, tensor in batch.items():
+                        inputs[name].copy_(tensor)
+                    graph.replay()
+                    outputs = tuple(tensor.clone() for tensor in results)  # the next replay overwrites them
+            torch.cuda.current_stream().wait_stream(stream)
+            return outputs
+
+        return step
+
+    return in_graphs

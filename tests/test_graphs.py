@@ -1,0 +1,83 @@
+"""Training on a CUDA device, and recorded as CUDA graphs. Most of it needs such a device."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import fresh_accelerate, log_lines
+from test_edits import no_dropout, run_edited  # noqa: F401 (fixtures)
+
+from no_trainer.graphs import recorded
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+STEPS = ["--max_train_steps", 20, "--logging_steps", 1, "--learning_rate", 1e-3]
+
+
+def logged(folder: Path, what: str = "loss") -> list[float]:
+    """Of each step."""
+    return [line[what] for line in log_lines(folder) if "learning_rate" in line]
+
+
+def test_without_a_cuda_device_the_step_stays_as_it_is() -> None:
+    fresh_accelerate()
+    accelerator, model = Accelerator(cpu=True), torch.nn.Linear(2, 2)
+    optimizer = accelerator.prepare(torch.optim.AdamW(model.parameters(), lr=1e-3))
+
+    def train_step(batch: dict) -> tuple:
+        return (batch["x"],)
+
+    assert recorded(accelerator, model, optimizer)(train_step) is train_step
+    assert optimizer.param_groups[0]["lr"] == 1e-3
+    assert not optimizer.param_groups[0]["capturable"]
+
+
+@GPU
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize(("rows", "accumulation"), [(8, 1), (2, 4)])
+def test_recorded_steps_are_eager_ones(
+    run: Callable,
+    run_edited: Callable,  # noqa: F811
+    own_files: list,
+    no_dropout: Path,  # noqa: F811
+    tmp_path: Path,
+    precision: str,
+    rows: int,
+    accumulation: int,
+) -> None:
+    flags = [*own_files, *STEPS, "--model_name_or_path", no_dropout, "--mixed_precision", precision]
+    flags += ["--per_device_train_batch_size", rows, "--gradient_accumulation_steps", accumulation]
+    run(*flags, "--output_dir", tmp_path / "eager")
+    run_edited("cuda_graphs", *flags, "--output_dir", tmp_path / "graphs")
+    eager, graphs = logged(tmp_path / "eager"), logged(tmp_path / "graphs")
+    assert graphs == pytest.approx(eager, abs=1e-4 if precision == "no" else 2e-2)
+    assert len(set(graphs)) == 20  # not the same recording of the same inputs
+    rates = [logged(tmp_path / name, "learning_rate") for name in ("eager", "graphs")]
+    assert rates[1] == pytest.approx(rates[0], rel=1e-6)
+
+
+@GPU
+def test_recorded_dropout_differs_from_step_to_step(
+    run_edited: Callable,  # noqa: F811
+    own_files: list,
+    tmp_path: Path,
+) -> None:
+    """At a rate of 0 and with one batch for all steps, the losses differ by dropout alone."""
+    flags = [*own_files, *STEPS, "--learning_rate", 0, "--per_device_train_batch_size", 61, "--pad_to_max_length"]
+    run_edited("cuda_graphs", *flags, "--max_length", 32, "--output_dir", tmp_path)
+    assert len(set(logged(tmp_path))) == 20
+
+
+@GPU
+def test_steps_that_the_fp16_scaler_skips_do_not_count(
+    run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [*own_files, *STEPS, "--mixed_precision", "fp16"]
+    run(*flags, "--output_dir", tmp_path / "usual")
+    start = torch.amp.GradScaler.__init__
+    monkeypatch.setattr(torch.amp.GradScaler, "__init__", functools.partialmethod(start, init_scale=2.0**40))
+    results = run(*flags, "--output_dir", tmp_path / "skipped")
+    assert results["step"] == 20
+    assert logged(tmp_path / "usual", "learning_rate") == logged(tmp_path / "skipped", "learning_rate")
