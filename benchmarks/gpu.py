@@ -43,7 +43,7 @@ from typing import Any
 import numpy as np
 from processes import without_dropout
 from speed import ROOT, contenders, figures, linear_weights, matrix_peak, stand_ins, table
-from works import CONFIGS, LAUNCH, PATH_TO_ROOT, Failed, Late, Untried, Work, cases, edited, run
+from works import COMPILED, PATH_TO_ROOT, Failed, Late, Untried, Work, cases, edited, run
 
 sys.path.append(str(ROOT))
 BATCH, MNLI_STEPS = 32, 36_816  # of three epochs
@@ -264,8 +264,9 @@ def paced(command: list[Any], flags: list[Any], cwd: Path, until: float, **envir
     with tempfile.TemporaryDirectory() as scratch:
         its = [*flags, "--logging_steps", steps // 12, "--output_dir", f"{scratch}/out"]
         said = run([*command, *its], until, cwd=cwd, HF_DATASETS_CACHE=f"{scratch}/datasets", **environment)
-    paces = [float(pace) for pace in re.findall(r"(\d+) rows a second, .+ left", said)]
-    return {"examples/s": statistics.median(paces[-6:]), "whole s": time.monotonic() - begun}
+    lines = re.findall(r"(\d+) rows a second, .+ left, ([\d,]+) MB", said)
+    pace, memory = statistics.median(float(pace) for pace, _ in lines[-6:]), lines[-1][1]
+    return {"examples/s": pace, "peak MB": float(memory.replace(",", "")), "whole s": time.monotonic() - begun}
 
 
 def fast_ways(
@@ -274,11 +275,7 @@ def fast_ways(
     """Command, flags and environment of each contender of the part speed, the most worth first."""
     plain = {name: ([sys.executable, script], flags, {}) for name, (script, flags) in scripts.items()}
     script, flags = scripts["this script"]
-    config = [*LAUNCH, CONFIGS / "single_gpu_compiled.yaml", script]
     whole = {"BACKEND": "INDUCTOR", "USE_DYNAMIC": "true"}
-    by_layers = whole | {"USE_REGIONAL_COMPILATION": "true"}
-    each_length = {"USE_DYNAMIC": "false"}
-    graphs = {"MODE": "reduce-overhead"}
 
     def dynamo(settings: dict[str, str]) -> tuple[list[Any], list, dict[str, str]]:
         return [sys.executable, script], flags, {f"ACCELERATE_DYNAMO_{name}": v for name, v in settings.items()}
@@ -288,15 +285,13 @@ def fast_ways(
         "this script": plain["this script"],
         "run_glue_no_trainer.py": plain.get("run_glue_no_trainer.py"),
         f"{EDITED}": (edited_command, flags, PATH_TO_ROOT),
-        "this script, single_gpu_compiled.yaml": (config, flags, {}),
-        f"{EDITED}, compiled": (edited_command, flags, PATH_TO_ROOT | dynamo(whole)[2]),
+        "this script, single_gpu_compiled.yaml": ([*COMPILED, script], flags, {}),
+        f"{EDITED}, single_gpu_compiled.yaml": ([*COMPILED, graphs_edit], flags, PATH_TO_ROOT),
         "run_glue.py, compiled": plain.get("run_glue.py, compiled"),
         "run_glue.py, best flags": plain.get("run_glue.py, best flags"),
-        "this script, compiled": dynamo(whole),
-        "this script, compiled by layers": dynamo(by_layers),
+        "this script, compiled as a whole": dynamo(whole),
+        "this script, compiled with CUDA graphs": dynamo(whole | {"MODE": "reduce-overhead"}),
         "run_glue.py, as shipped": plain.get("run_glue.py, as shipped"),
-        "this script, CUDA graphs, each length compiled": dynamo(whole | graphs | each_length),
-        "this script, compiled by layers, each length": dynamo(by_layers | each_length),
     }
     return {name: way for name, way in ways.items() if way}
 
@@ -317,7 +312,7 @@ def speed(args: argparse.Namespace, folder: Path, until: float, gpu: bool) -> It
             yield from whole_runs(args, folder, until)  # before what takes minutes to compile
 
         def probe(end: float) -> Row:
-            if ("CUDA graphs" in name or name.endswith(".yaml")) and not gpu:
+            if name.endswith("CUDA graphs") and not gpu:
                 raise Untried("no CUDA device")
             its = environment | {"ACCELERATE_MIXED_PRECISION": "bf16"}
             measure = paced if name.startswith(EDITED) else probed
