@@ -231,15 +231,14 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
 
     # Data loaders. If a batch does not fit the memory, it is halved and accumulated twice as often
     collate = make_collate(tokenizer, accelerator, task.max_length if one_length else None)
-    fitting = fit_batches(args, accelerator, model, collate, train_data, eval_data | test_data)
-    sampler.batch_size, eval_batch_size = fitting
+    sampler.batch_size, eval_size = fit_batches(args, accelerator, model, collate, train_data, eval_data | test_data)
     accumulation = global_batch // (sampler.batch_size * accelerator.num_processes)
     accelerator.gradient_accumulation_steps = accumulation
     keep_gradients = own_gradients(accelerator, model, accumulation)  # only with CUDA graphs
     workers = args.dataloader_num_workers
     train_loader = make_loader(accelerator, train_data, collate, workers, batch_sampler=sampler)
-    eval_loaders = make_eval_loaders(accelerator, eval_data, collate, workers, eval_batch_size)
-    test_loaders = make_eval_loaders(accelerator, test_data, collate, workers, eval_batch_size)
+    eval_loaders = make_eval_loaders(accelerator, eval_data, collate, workers, eval_size)
+    test_loaders = make_eval_loaders(accelerator, test_data, collate, workers, eval_size)
 
     # Schedule of the prepared optimizer. It is not prepared itself: a prepared one steps once per process
     warmup_steps, planned_steps = plan_schedule(args, max_steps)
