@@ -114,13 +114,28 @@ def test_grouping_saves_padding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "max_length", "length"),
-    [("no", None, 8), ("bf16", None, 8), ("fp8", None, 16), ("no", 32, 32)],
+    ("precision", "compiler", "dynamic", "max_length", "length"),
+    [
+        ("no", DynamoBackend.NO, None, None, 8),
+        ("bf16", DynamoBackend.NO, None, None, 8),
+        ("fp8", DynamoBackend.NO, None, None, 16),
+        ("no", DynamoBackend.NO, None, 32, 32),
+        ("bf16", DynamoBackend.INDUCTOR, None, None, 32),
+        ("bf16", DynamoBackend.INDUCTOR, False, None, 32),
+        ("bf16", DynamoBackend.INDUCTOR, True, None, 16),
+    ],
 )
-def test_what_a_batch_is_padded_to(tiny_model: Path, precision: str, max_length: int | None, length: int) -> None:
+def test_what_a_batch_is_padded_to(
+    tiny_model: Path,
+    precision: str,
+    compiler: DynamoBackend,
+    dynamic: bool | None,
+    max_length: int | None,
+    length: int,
+) -> None:
     """Few shapes, of which oneDNN keeps less; as long as tensor cores want them; a single one on XLA."""
-    no_compiler = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
-    where = SimpleNamespace(mixed_precision=precision, state=no_compiler)
+    state = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=compiler, dynamic=dynamic))
+    where = SimpleNamespace(mixed_precision=precision, state=state)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     collate = make_collate(tokenizer, where, max_length)
     batch = collate([{"input_ids": tokenizer(text)["input_ids"]} for text in ("good bad fine", "good")])

@@ -37,6 +37,26 @@ def test_predictions_come_in_file_order(rows: int) -> None:
     assert logits[:, 0].tolist() == [float(row) for row in range(rows)]
 
 
+def test_evaluating_compiles_nothing() -> None:
+    fresh_accelerate()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("it was compiled")
+
+    class Same(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> object:
+            return SimpleNamespace(logits=torch.stack([x, -x], dim=-1))
+
+    accelerator = Accelerator(cpu=True)
+    data = Dataset.from_dict({"x": [1.0, 2.0], "labels": [0, 1], "length": [5, 6]})
+    (loader,) = make_eval_loaders(accelerator, {"validation": data}, default_collate, 0, 4).values()
+    run = SimpleNamespace(accelerator=accelerator, stop_signal=lambda: 0)
+    model = torch.compile(Same(), backend=refuse).train()
+    logits, _ = predict(run, model, loader, "Evaluating")
+    assert logits[:, 0].tolist() == [1.0, 2.0]
+    assert model._orig_mod.training
+
+
 def mnli(folder: Path) -> Path:
     """MNLI's five splits in the hub's layout, from made data; the second validation set is labelled wrongly."""
     names = ["entailment", "neutral", "contradiction"]

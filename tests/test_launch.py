@@ -72,6 +72,14 @@ def test_dropout_on_the_cpu_is_dropout() -> None:
     assert dropout(torch.ones(0, 3), 0.5).shape == (0, 3)
 
 
+def test_a_compiler_sees_torchs_own_dropout() -> None:
+    """One graph, for ours cannot be traced."""
+    compiled = torch.compile(dropout, backend="eager", fullgraph=True)
+    dropped = compiled(torch.ones(1000), 0.5)
+    assert set(dropped.tolist()) == {0.0, 2.0}
+    assert compiled(torch.ones(10), 0.5, training=False).tolist() == [1.0] * 10
+
+
 def test_a_models_dropout_on_the_cpu_is_the_fast_one(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, own_files: list, run: object
 ) -> None:
@@ -359,9 +367,12 @@ def test_a_compiled_model_has_the_losses_of_the_plain_one(
     run(*flags, "--output_dir", tmp_path / "plain")
     dynamo = {"BACKEND": "INDUCTOR", "USE_DYNAMIC": "false", "USE_REGIONAL_COMPILATION": str(by_layers)}
     environment = {f"ACCELERATE_DYNAMO_{name}": value for name, value in dynamo.items()}
-    ended = launch(*flags, "--output_dir", tmp_path / "compiled", env=environment | {"TORCH_LOGS": "recompiles"})
+    ended = launch(
+        *flags, "--output_dir", tmp_path / "compiled", env=environment | {"TORCH_LOGS": "recompiles,output_code"}
+    )
     assert ended.returncode == 0, ended.stderr
-    assert "Recompiling" in ended.stderr, "for the evaluation, or nothing was compiled"
+    assert "Output code" in ended.stderr, "or nothing was compiled"
+    assert ("Recompiling" in ended.stderr) == by_layers, "the evaluation compiles nothing but layers"
     losses = [
         [line["loss"] for line in log_lines(tmp_path / name) if "loss" in line] for name in ("plain", "compiled")
     ]

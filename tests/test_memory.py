@@ -5,13 +5,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import TorchDynamoPlugin
 from conftest import ROOT, TORCHRUN, launch, log_lines, table, weights, without_dropout
 from transformers import BertForSequenceClassification
 
 import run_glue_no_trainer as script
+from no_trainer.memory import own_gradients
 
 FLAGS = ["--max_train_steps", 12, "--logging_steps", 1, "--learning_rate", 1e-3, "--num_warmup_steps", 0]
 
@@ -191,3 +194,36 @@ def test_one_process_that_runs_out_of_memory_later_on_speaks(
     assert ended.returncode == 1
     assert ended.stderr.count("run_glue_no_trainer.py: error: out of memory") == 1
     assert "half the batch is --per_device_train_batch_size 4 --gradient_accumulation_steps 2" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("mode", "accumulation", "own"),
+    [("reduce-overhead", 2, True), ("reduce-overhead", 1, False), ("default", 2, False)],
+)
+def test_cuda_graphs_accumulate_into_gradients_that_are_there(mode: str, accumulation: int, own: bool) -> None:
+    """What they do with them is for tests/test_graphs.py and benchmarks/works.py, on a GPU."""
+    accelerator = SimpleNamespace(state=SimpleNamespace(dynamo_plugin=SimpleNamespace(mode=mode)))
+    model = torch.nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    assert own_gradients(accelerator, model, accumulation) == own
+    assert (model.weight.grad is not None) == own
+    assert model.bias.grad is None
+
+
+def test_gradients_are_freed_after_each_step_but_with_cuda_graphs(
+    run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same run either way."""
+    flags = [*own_files, *FLAGS, "--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2]
+    run(*flags, "--output_dir", tmp_path / "freed")
+    monkeypatch.setattr(TorchDynamoPlugin, "__post_init__", in_graphs(TorchDynamoPlugin.__post_init__))
+    run(*flags, "--output_dir", tmp_path / "kept")
+    assert log_lines(tmp_path / "kept") == log_lines(tmp_path / "freed")
+
+
+def in_graphs(plain: Callable) -> Callable:
+    def post_init(self: TorchDynamoPlugin) -> None:
+        plain(self)
+        self.mode = "reduce-overhead"
+
+    return post_init
