@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from no_trainer.checks import check_arguments, check_word
+from no_trainer.checks import check_arguments, check_interpreter, check_word
 from no_trainer.glue import GLUE
 from no_trainer.messages import EARLIER, STARTING, open_streams, stop, suggestion, under_way
 
@@ -192,8 +192,7 @@ def read_arguments(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
 def before_imports(parse: Callable[[Sequence[str]], argparse.Namespace]) -> argparse.Namespace:
     """Read this process's flags and prepare it for the imports, which take seconds."""
     open_streams()
-    if sys.flags.optimize > 1:
-        stop("python -OO removes the docstrings that transformers needs; use python or python -O")
+    check_interpreter()
     with contextlib.suppress(ValueError):  # outside the main thread
         # until the loop begins, Ctrl-C ends the process without a traceback
         EARLIER[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_DFL)

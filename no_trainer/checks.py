@@ -4,8 +4,10 @@ import argparse
 import errno
 import glob
 import json
+import logging
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,15 @@ NEEDS_FOLDER = (
 def trains(args: argparse.Namespace) -> bool:
     """Whether the run trains, and not only evaluates or predicts."""
     return bool(args.num_train_epochs or args.max_train_steps)
+
+
+def check_interpreter() -> None:
+    """Check what the imports would fail at."""
+    if sys.flags.optimize > 1:
+        stop("python -OO removes the docstrings that transformers needs; use python or python -O")
+    level = os.environ.get("ACCELERATE_LOG_LEVEL", "info")
+    if not isinstance(logging.getLevelName(level.upper()), int):
+        stop(f"ACCELERATE_LOG_LEVEL in the environment is {level!r}; it is debug, info, warning, error or critical")
 
 
 def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.Namespace:

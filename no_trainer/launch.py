@@ -56,7 +56,8 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
             log_with=args.report_to if args.with_tracking else None,
             project_dir=args.output_dir,
         )
-    # such as a precision that this machine cannot do
+        torch.zeros(1, device=accelerator.device).item()
+    # such as a precision or a device that this machine does not have
     except (ValueError, ImportError, RuntimeError, AssertionError) as error:
         mpirun_alone = "MASTER_ADDR" in str(error)
         hint = "; on one machine, set it to 127.0.0.1" * mpirun_alone

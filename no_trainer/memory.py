@@ -107,6 +107,7 @@ def largest(
             attempt(size)
         except Exception as raised:
             if not is_out_of_memory(raised):
+                stop_if_refused(raised)
                 raise
             failure = str(raised)
         model.zero_grad()
@@ -126,6 +127,15 @@ def largest(
         same = often if "train" in flag else "which gives the same scores"
         say(f"--{flag} {sizes[0]} does not fit the memory of the device: it is {size}, {same}")
     return size
+
+
+def stop_if_refused(error: Exception) -> None:
+    """End the run with one line if transformers itself refuses to run the model as it is."""
+    last = error.__traceback__
+    while last.tb_next:
+        last = last.tb_next
+    if isinstance(error, ValueError) and last.tb_frame.f_globals["__name__"].startswith("transformers."):
+        stop(f"transformers refuses to run the model: {error}")
 
 
 def is_out_of_memory(error: Exception) -> bool:

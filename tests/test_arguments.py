@@ -159,6 +159,17 @@ def test_python_without_docstrings_is_told_at_once() -> None:
     assert len(ended.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("level", ["foo", ""])
+def test_a_level_of_the_log_that_is_none_is_named(level: str) -> None:
+    """Accelerate's import would end in a traceback."""
+    command = [sys.executable, str(ROOT / "run_glue_no_trainer.py"), "--model_name_or_path", "x", "--task_name", "rte"]
+    ended = subprocess.run(command, env=os.environ | {"ACCELERATE_LOG_LEVEL": level}, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(
+        f"run_glue_no_trainer.py: error: ACCELERATE_LOG_LEVEL in the environment is {level!r}"
+    )
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -417,16 +417,17 @@ def test_a_launchers_variable_that_is_no_number_is_named(
     assert f"{name} in the environment is 'abc', not a number" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("device", ["nope", "meta", "xpu" if torch.cuda.is_available() else "cuda"])
 def test_a_device_that_is_none_is_told_with_where_it_was_named(
-    run: Callable, own_files: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    run: Callable, own_files: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, device: str
 ) -> None:
-    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "nope")
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", device)
     with pytest.raises(SystemExit) as exit_:
         run(*own_files, "--max_train_steps", 1)
     assert exit_.value.code == 2
     said = capsys.readouterr().err
     assert "Accelerate cannot start: " in said
-    assert "ACCELERATE_TORCH_DEVICE=nope" in said
+    assert f"ACCELERATE_TORCH_DEVICE={device}" in said
 
 
 def test_a_tracker_that_nobody_knows_is_named_without_tracking_too(

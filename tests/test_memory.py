@@ -1,6 +1,8 @@
 """Batches that do not fit: halved before training, and told in one line when it happens later."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -227,3 +229,34 @@ def in_graphs(plain: Callable) -> Callable:
         self.mode = "reduce-overhead"
 
     return post_init
+
+
+@pytest.mark.parametrize("way", ["flex_attention", "chunk_size_feed_forward"])
+def test_a_model_that_transformers_refuses_to_run_is_one_line(
+    run: Callable, own_files: list, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture, way: str
+) -> None:
+    flags = [*own_files, "--max_train_steps", 1]
+    if way == "flex_attention":  # with dropout
+        flags += ["--attn_implementation", way]
+    else:
+        shutil.copytree(tiny_model, tmp_path / "model")
+        config = json.loads((tiny_model / "config.json").read_text()) | {way: 7}
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+        flags += ["--model_name_or_path", tmp_path / "model"]
+    with pytest.raises(SystemExit) as exit_:
+        run(*flags)
+    assert exit_.value.code == 2
+    said = capsys.readouterr().err
+    assert "transformers refuses to run the model: " in said
+    assert ("dropout" if way == "flex_attention" else "chunk size 7") in said
+
+
+def test_an_error_of_ones_own_code_keeps_its_traceback(
+    run: Callable, own_files: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(*_: object, **__: object) -> None:
+        raise ValueError("mine")
+
+    monkeypatch.setattr(BertForSequenceClassification, "forward", forward)
+    with pytest.raises(ValueError, match="mine"):
+        run(*own_files, "--max_train_steps", 1)
