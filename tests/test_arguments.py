@@ -1,5 +1,6 @@
 """Flags, the --config file, and what is said of mistakes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -165,9 +166,8 @@ def test_a_level_of_the_log_that_is_none_is_named(level: str) -> None:
     command = [sys.executable, str(ROOT / "run_glue_no_trainer.py"), "--model_name_or_path", "x", "--task_name", "rte"]
     ended = subprocess.run(command, env=os.environ | {"ACCELERATE_LOG_LEVEL": level}, capture_output=True, text=True)
     assert ended.returncode == 2
-    assert ended.stderr.startswith(
-        f"run_glue_no_trainer.py: error: ACCELERATE_LOG_LEVEL in the environment is {level!r}"
-    )
+    said = f"run_glue_no_trainer.py: error: ACCELERATE_LOG_LEVEL in the environment is {level!r}; "
+    assert ended.stderr.startswith(said)
 
 
 @pytest.mark.parametrize(
