@@ -22,6 +22,7 @@ from no_trainer.commands import resume_command
 from no_trainer.folder import BEST, checkpoints, clear, clear_aside, damage, hold, remove, seal
 from no_trainer.hub import make_repository
 from no_trainer.launch import all_or_none, say, together
+from no_trainer.memory import is_out_of_memory
 from no_trainer.messages import is_launched, stop
 from no_trainer.run import Progress, Run, end_trackers, read_losses, start_trackers
 from no_trainer.signals import StopSignal
@@ -167,7 +168,12 @@ def resume(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path,
     if args.load_best_model_at_end and not (checkpoint / BEST).exists():  # it was not kept before
         progress.best = {}
     torch.manual_seed(UNLIKELY_SEED)
-    accelerator.load_state(checkpoint)
+    try:
+        accelerator.load_state(checkpoint)
+    except Exception as error:  # its files are as they were written, but not what this run would write
+        if is_out_of_memory(error):
+            raise
+        stop(f"--resume_from_checkpoint {checkpoint} cannot be loaded: {type(error).__name__}: {error}")
     accelerator.step = 0  # counts batches of a device; a checkpoint is between two global batches
     on_cuda = accelerator.device.type == "cuda"
     seeds = {torch.initial_seed(), torch.cuda.initial_seed() if on_cuda else 0}

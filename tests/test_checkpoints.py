@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import log_lines, sentences, weights, without_dropout, write_csv
+from safetensors.torch import save_file
 
 import run_glue_no_trainer as script
 from no_trainer.batches import Collate
@@ -266,3 +267,43 @@ def test_whatever_stands_where_a_checkpoint_is_written_aside(
     run(*own_files, "--max_train_steps", 1, "--checkpointing_steps", 1, "--output_dir", tmp_path / "out")
     assert not damage(tmp_path / "out" / "step_1")
     assert mine.read_text() == "to stay"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("optimizer.bin", {}),
+        ("optimizer.bin", [1, 2]),
+        ("scheduler.bin", 7),
+        ("model.safetensors", None),
+        ("random_states_0.pkl", {"step": "x"}),
+    ],
+)
+def test_a_checkpoint_of_other_contents_is_one_line(
+    run: Callable,
+    three_checkpoints: list,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    file: str,
+    content: object,
+) -> None:
+    """With the right checksums, so that it is not noticed as damaged."""
+    checkpoint = tmp_path / "out" / "step_4"
+    custom = {"scheduler.bin": "custom_checkpoint_0.pkl"}.get(file, file)
+    assert (checkpoint / custom).exists()
+    if content is None:
+        save_file({"other": torch.zeros(2)}, checkpoint / custom)
+    else:
+        torch.save(content, checkpoint / custom)
+    sums = {name: checksum(path) for name, path in files_in(checkpoint).items() if name != "checksums.json"}
+    (checkpoint / "checksums.json").write_text(json.dumps(sums))
+    assert not damage(checkpoint)
+    flags = [*three_checkpoints, "--resume_from_checkpoint", checkpoint]
+    if file.startswith("random"):
+        run(*flags)
+        assert "the random state could not be loaded" in capsys.readouterr().out
+        return
+    with pytest.raises(SystemExit) as exit_:
+        run(*flags)
+    assert exit_.value.code == 2
+    assert f"--resume_from_checkpoint {checkpoint} cannot be loaded: " in capsys.readouterr().err
