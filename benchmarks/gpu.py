@@ -6,7 +6,7 @@ Prints one Markdown table a part, each row as soon as it is there. The clock end
 long or has no time left is a row that says so. Everything is made here but for --model, a small sentence model (the
 quick start and MRPC; without it a tiny one with random weights), --glue, a clone of nyu-mll/glue (MRPC), and --peer,
 the folder of the Hugging Face scripts run_glue_no_trainer.py and run_glue.py, which load --metric. So it also runs
-on a machine without a network, from a folder brought there, with the wheels that this machine has not:
+on a machine without a network, from a folder brought there, with the wheels of packages that it lacks:
 
     python -m pip install --no-index --no-deps --target /tmp/site BUNDLE/whl/*.whl && export PYTHONPATH=/tmp/site
     python benchmarks/gpu.py --model BUNDLE/minilm --glue BUNDLE/glue \
@@ -172,6 +172,7 @@ def inside(what: str, *how: str) -> float:
 
 
 def ask_inside(until: float, *what: object) -> float:
+    """What `inside` returns, FLOP/s or seconds a step, from a process of its own."""
     return json.loads(run([sys.executable, __file__, "--inside", *what], until).splitlines()[-1])
 
 
@@ -256,13 +257,14 @@ def host(args: argparse.Namespace, folder: Path, until: float, gpu: bool) -> Ite
 
 
 def paced(command: list[Any], flags: list[Any], cwd: Path, until: float, **environment: str) -> Row:
-    """The pace of a script's second half as its log lines say it, the middle one of six: probe.py does not see steps
-    that are replayed, and a line may hold the time of a recording or an evaluation.
+    """Examples a second, peak MB and seconds of a run, from its log lines: probe.py does not see replayed steps.
+
+    The pace is the median of the last six of twelve lines: one may hold the time of a recording or an evaluation.
     """
     steps = int(flags[flags.index("--max_train_steps") + 1])
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        its = [*flags, "--logging_steps", steps // 12, "--output_dir", f"{scratch}/out"]
+        its = [*flags, "--logging_steps", max(steps // 12, 1), "--output_dir", f"{scratch}/out"]
         said = run([*command, *its], until, cwd=cwd, HF_DATASETS_CACHE=f"{scratch}/datasets", **environment)
     lines = re.findall(r"(\d+) rows a second, .+ left, ([\d,]+) MB", said)
     pace, memory = statistics.median(float(pace) for pace, _ in lines[-6:]), lines[-1][1]
@@ -306,10 +308,10 @@ def speed(args: argparse.Namespace, folder: Path, until: float, gpu: bool) -> It
     graphs_edit = edited(ROOT / "examples" / "edits" / "cuda_graphs.patch", folder / "edited")
     shape, ours, work = linear_weights(model), 0.0, 0.0
     for name, (command, flags, environment) in fast_ways(peers(args, model, glue, "bf16", gpu), graphs_edit).items():
-        if args.few and "compiled" in name:
-            continue
         if name == "this script, single_gpu_compiled.yaml":
             yield from whole_runs(args, folder, until)  # before what takes minutes to compile
+        if args.few and "compiled" in name:
+            continue
 
         def probe(end: float) -> Row:
             if name.endswith("CUDA graphs") and not gpu:
@@ -321,8 +323,11 @@ def speed(args: argparse.Namespace, folder: Path, until: float, gpu: bool) -> It
         seen, _, why = attempt(probe, until, 150)
         row: Row = {"script": name, "note": why}
         if seen and name.startswith(EDITED):
-            row |= seen | {"ratio": seen["examples/s"] / ours if ours else "", "TFLOP/s": work * seen["examples/s"]}
-            row |= {"of peak": 1e12 * row["TFLOP/s"] / peak if peak else ""}
+            row |= seen | {
+                "ratio": seen["examples/s"] / ours if ours else "",
+                "TFLOP/s": work * seen["examples/s"] or "",
+            }
+            row |= {"of peak": 1e12 * row["TFLOP/s"] / peak if peak and work else ""}
         elif seen:
             found = figures(seen, shape, peak or float("inf"), warm_up=max(len(seen["steps"]) // 2, 1))
             pace = found["examples/s, step"]
@@ -343,7 +348,7 @@ def speed(args: argparse.Namespace, folder: Path, until: float, gpu: bool) -> It
 def whole_runs(args: argparse.Namespace, folder: Path, until: float) -> Iterator[Row]:
     """MRPC, from the start of the process to the saved model; its rows are real ones, and so is the model."""
     if not args.glue or not args.model:
-        yield {"script": "MRPC", "note": "left out: no --model, no --glue"}
+        yield {"script": "MRPC", "note": "left out: it takes --model and --glue"}
         return
     (folder / "mrpc").mkdir()
     stand_ins(folder / "mrpc", args.glue, args.metric)

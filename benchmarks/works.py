@@ -38,7 +38,12 @@ class Untried(Failed):
 
 
 def run(command: list[Any], until: float, code: int = 0, cwd: Path = ROOT, **environment: str) -> str:
-    """What the process says. It is ended, with all that it started, at `until` of time.monotonic."""
+    """What the process says. It is ended, with all that it started, at `until` of time.monotonic.
+
+    Raises:
+        Late: it did not end in time.
+        Failed: it ended with another exit code than `code`.
+    """
     limit = max(until - time.monotonic(), 0.1)
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"} | environment
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
@@ -68,7 +73,7 @@ def reason(text: str) -> str:
 
 @dataclass
 class Work:
-    """What the cases work with, and until when the one has time that this is given to."""
+    """What a case works with, and until when it has time, by time.monotonic."""
 
     model: str
     plain: str  # the same model without dropout
@@ -98,7 +103,7 @@ class Work:
 
 
 def logged(out: Path, what: str = "loss") -> list[float]:
-    """Of each step that a run has logged."""
+    """The value of `what` for each step that a run has logged."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return [line[what] for line in lines if "learning_rate" in line]
 
@@ -183,7 +188,9 @@ def stopped_and_resumed(work: Work, number: int, code: int, **environment: str) 
     work.inside(name, settings, *flags, "--resume_from_checkpoint", "latest", **environment)
     expect(results(out)["step"] == 50, f"ended at step {results(out)['step']}")
     exit_code = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
-    return f"{exit_code} at step 35, resumed from step {saved}: {weights_apart(whole, out)}"
+    found = weights_apart(whole, out)
+    said = f"{exit_code} at step 35, resumed from step {saved}: {found}"
+    return expect(found.startswith("the same") or bool(environment), said)  # a graph may use other kernels at first
 
 
 def same_for_every_cut(work: Work) -> str:

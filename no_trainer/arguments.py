@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from no_trainer.checks import check_arguments, check_interpreter, check_word
 from no_trainer.glue import GLUE
-from no_trainer.messages import EARLIER, STARTING, open_streams, stop, suggestion, under_way
+from no_trainer.messages import EARLIER, STARTING, open_streams, stop, suggestion, tell_environment, under_way
 
 MEANT = {  # flags of other scripts, separated by spaces: what to use here
     "lr": "--learning_rate",
@@ -193,8 +193,7 @@ def before_imports(parse: Callable[[Sequence[str]], argparse.Namespace]) -> argp
     """Read this process's flags and prepare it for the imports, which take seconds."""
     open_streams()
     check_interpreter()
-    with contextlib.suppress(ValueError):  # outside the main thread
-        # until the loop begins, Ctrl-C ends the process without a traceback
+    with contextlib.suppress(ValueError):  # outside the main thread; until the loop, Ctrl-C ends without a traceback
         EARLIER[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_DFL)
     if hasattr(sys.stdout, "reconfigure"):  # a file's encoding on Windows lacks many characters
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -202,6 +201,8 @@ def before_imports(parse: Callable[[Sequence[str]], argparse.Namespace]) -> argp
     # torch's C++ code would warn in each process about find_unused_parameters, which is intended
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     STARTING.enter_context(under_way("importing torch, transformers and datasets"))
+    STARTING.callback(setattr, sys, "excepthook", sys.excepthook)
+    sys.excepthook = tell_environment
     gc.disable()  # garbage collection would take a fifth of the time of the imports
     return args
 

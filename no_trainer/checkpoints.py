@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
@@ -154,6 +155,7 @@ def resume(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path,
         for name, usual in vars(Progress()).items():
             if not isinstance(found := getattr(progress, name), type(usual)):
                 raise TypeError(f"{name} is {found!r}")
+        np.array(progress.recent, np.float64).reshape(len(progress.recent), 3)
     except (TypeError, ValueError) as error:
         stop(
             f"--resume_from_checkpoint {checkpoint}: its progress.json was written by another "

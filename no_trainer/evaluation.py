@@ -15,17 +15,19 @@ from no_trainer.messages import stop
 from no_trainer.review import fit
 from no_trainer.run import Run, numbers_in
 
-Predictions = tuple[torch.Tensor, torch.Tensor | None]  # float32 logits [rows, classes], labels; on the CPU
+# on the CPU: float32 logits [rows, classes]; class ids [rows], numbers [rows] or 0 and 1 [rows, classes], or None
+Predictions = tuple[torch.Tensor, torch.Tensor | None]
 
 
 def predict(run: Run, model: torch.nn.Module, loader: DataLoader, what: str) -> Predictions:
-    """The logits and labels of every row, once and in the order of the file, on the main process.
+    """The logits and labels of every row, once and in the order of the file, on every process.
 
     The labels are None if the data has none. After a signal to stop, the run ends here.
     """
     eager = getattr(model, "_orig_mod", model)  # compiling for evaluation takes longer than it saves
-    before = eager.training
-    eager.eval()
+    before = model.training
+    model.eval()
+    eager.eval()  # a model that is compiled by layers has a mode of its own
     parts = []
     # XLA cannot use inference mode; one autocast around all batches casts the weights only once
     with torch.no_grad(), run.accelerator.autocast():
@@ -36,7 +38,7 @@ def predict(run: Run, model: torch.nn.Module, loader: DataLoader, what: str) -> 
             columns = (rows, eager(**batch).logits.float())
             columns += () if labels is None else (labels,)
             parts.append(run.accelerator.gather_for_metrics(columns))
-    eager.train(before)
+    model.train(before)
     rows, *columns = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     logits, *labels = (column[rows.argsort()] for column in columns)
     return logits, labels[0] if labels else None

@@ -6,6 +6,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
+from no_trainer.messages import stop
+
 Batch = dict[str, torch.Tensor]
 Step = Callable[[Batch], tuple[torch.Tensor, ...]]
 
@@ -15,14 +17,19 @@ def recorded(
 ) -> Callable[[Step], Step]:
     """A decorator: the training step as CUDA graphs, one for each shape of batch.
 
-    The first batch of a shape runs as usual, the second is recorded, and from then on the recording is launched
-    as a whole, on the inputs of the batch. What the step returns must be tensors on the device. A Python value in
-    it stays what it was when it was recorded; so the learning rate is kept in a tensor.
+    With gradient accumulation there are two for each shape: the last batch of an optimizer step has its own. The
+    first such batch runs as usual, the second is recorded, and from then on the recording is launched as a whole,
+    on the inputs of the batch. What the step returns must be tensors on the device. A Python value in it stays
+    what it was when it was recorded; so the learning rate is kept in a tensor.
 
-    Where there is nothing to record, the step stays as it is: without a CUDA device, with several processes,
+    Where it cannot be recorded, the step stays as it is: without a CUDA device, with several processes, in fp8,
     and with the fp16 scaler, which asks the device after each step whether to skip it.
+
+    Raises:
+        SystemExit: 2, from the step, if something in it cannot be recorded, such as a question to the device.
     """
-    if accelerator.device.type != "cuda" or accelerator.num_processes > 1 or accelerator.scaler is not None:
+    alone_on_cuda = accelerator.device.type == "cuda" and accelerator.num_processes == 1
+    if not alone_on_cuda or accelerator.mixed_precision in ("fp16", "fp8"):
         return lambda train_step: train_step
     for group in optimizer.param_groups:
         group["capturable"] = True
@@ -30,27 +37,32 @@ def recorded(
     if accelerator.gradient_accumulation_steps > 1:  # all graphs add to the same gradients
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    usual, graphs = set(), {}  # by shape
+    usual, graphs = set(), {}  # by kind of batch
     stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def record(train_step: Step, inputs: Batch) -> tuple[torch.cuda.CUDAGraph, Batch, tuple[torch.Tensor, ...]]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            outputs = train_step(inputs)
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                outputs = train_step(inputs)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            stop(f"the training step cannot be recorded as a CUDA graph; train without this edit: {error}")
         return graph, inputs, tuple(tensor.detach() for tensor in outputs)
 
     def in_graphs(train_step: Step) -> Step:
         def step(batch: Batch) -> tuple[torch.Tensor, ...]:
-            shape = (accelerator.sync_gradients, *((name, tensor.shape) for name, tensor in batch.items()))
+            kind = (accelerator.sync_gradients, *((name, tensor.shape) for name, tensor in batch.items()))
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                if shape not in usual:  # it also sets up what must not be recorded, such as the optimizer's state
-                    usual.add(shape)
+                if kind not in usual:  # it also sets up what must not be recorded, such as the optimizer's state
+                    usual.add(kind)
                     outputs = tuple(tensor.detach() for tensor in train_step(batch))
                 else:
-                    if shape not in graphs:
-                        graphs[shape] = record(train_step, {name: tensor.clone() for name, tensor in batch.items()})
-                    graph, inputs, results = graphs[shape]
+                    if kind not in graphs:
+                        graphs[kind] = record(train_step, {name: tensor.clone() for name, tensor in batch.items()})
+                    graph, inputs, results = graphs[kind]
                     for name, tensor in batch.items():
                         inputs[name].copy_(tensor)
                     graph.replay()

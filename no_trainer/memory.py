@@ -152,6 +152,9 @@ def stop_for_memory(error: Exception, args: argparse.Namespace | None) -> NoRetu
         stop(message, code=1, alone=True)
     rows, accumulation = args.per_device_train_batch_size, GradientState().num_steps
     size = max(rows * args.gradient_accumulation_steps // accumulation, 1)  # what `fit_batches` chose
+    if size == args.per_device_eval_batch_size == 1:
+        smaller_input = "Take a smaller --max_length, a smaller model or --mixed_precision bf16."
+        stop(message, code=1, alone=True, last=f"There is no smaller batch than one row. {smaller_input}")
     smaller = next((part for part in range(size // 2, 0, -1) if size % part == 0), 1)
     half = {
         "per_device_train_batch_size": smaller,

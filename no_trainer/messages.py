@@ -108,6 +108,21 @@ def under_way(what: str) -> Iterator[None]:
         timer.cancel()
 
 
+def tell_environment(kind: type, error: BaseException, trace: Any) -> None:
+    """An excepthook: if an import fails at the value of a variable, one line names it instead of a traceback."""
+    said = str(error).strip().partition("\n")[0]
+    named = [f"{name}={value}" for name, value in os.environ.items() if is_quoted(value, said)]
+    if issubclass(kind, (ValueError, RuntimeError)) and named:
+        stop(f"a library cannot be imported: {said}; the environment has {', '.join(named)}")
+    sys.__excepthook__(kind, error, trace)
+
+
+def is_quoted(value: str, text: str) -> bool:
+    """Whether the text has this value in quotes or, if it is not too short to tell, as a word."""
+    as_word = len(value) > 2 and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text)
+    return bool(value and repr(value) in text or as_word)
+
+
 def suggestion(word: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown name: the most similar known one, if any."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.75)

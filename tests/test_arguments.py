@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, usage_error
+from conftest import ROOT, launch, usage_error
 
 import run_glue_no_trainer as script
+from no_trainer.messages import tell_environment
 
 MODEL = ["--model_name_or_path", "bert-base-cased"]
 OWN = [*MODEL, "--task_name", "mrpc"]
@@ -158,6 +159,32 @@ def test_python_without_docstrings_is_told_at_once() -> None:
     assert ended.returncode == 2
     assert "python -OO removes the docstrings" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "variable",
+    ["TQDM_MININTERVAL=often", "HF_HUB_DOWNLOAD_TIMEOUT=ten", "HF_DATASETS_IN_MEMORY_MAX_SIZE=x", "TORCH_LOGS=nope"],
+)
+def test_a_variable_at_which_an_import_fails_is_named(own_files: list, tiny_model: Path, variable: str) -> None:
+    ended = launch("--model_name_or_path", tiny_model, *own_files, env=dict([variable.split("=")]))
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("run_glue_no_trainer.py: error: a library cannot be imported: ")
+    assert line.endswith(f"; the environment has {variable}")
+
+
+def test_other_errors_of_imports_keep_their_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("SOME_SETTING", "twelve")
+    for error in (ValueError("no thirteen here"), ImportError("twelve")):
+        tell_environment(type(error), error, None)
+        assert capsys.readouterr().err == f"{type(error).__name__}: {error}\n"
+    with pytest.raises(SystemExit) as exit_:
+        tell_environment(ValueError, ValueError("no twelve here"), None)
+    assert exit_.value.code == 2
+    assert "SOME_SETTING=twelve" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("level", ["foo", ""])

@@ -221,7 +221,9 @@ def reseal(checkpoint: Path) -> None:
     (checkpoint / "checksums.json").write_text(json.dumps(sums))
 
 
-@pytest.mark.parametrize("changed", ["{}", "[]", "nonsense", '{"step": "six"}', '{"settings": null}'])
+@pytest.mark.parametrize(
+    "changed", ["{}", "[]", "nonsense", '{"step": "six"}', '{"settings": null}', '{"recent": [5]}']
+)
 def test_the_progress_of_another_version_is_refused(
     run: Callable, three_checkpoints: list, tmp_path: Path, capsys: pytest.CaptureFixture, changed: str
 ) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import compile_regions
 from conftest import fresh_accelerate, sentences, write_csv
 from datasets import ClassLabel, Dataset, Features, Value
 from torch.utils.data import default_collate
@@ -54,7 +55,30 @@ def test_evaluating_compiles_nothing() -> None:
     model = torch.compile(Same(), backend=refuse).train()
     logits, _ = predict(run, model, loader, "Evaluating")
     assert logits[:, 0].tolist() == [1.0, 2.0]
+    assert model.training
     assert model._orig_mod.training
+
+
+def test_layers_that_are_compiled_are_in_training_again_afterwards(tiny_model: Path) -> None:
+    fresh_accelerate()
+    accelerator = Accelerator(cpu=True)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model)
+    model = compile_regions(model.eval(), backend="eager").train()
+    data = Dataset.from_dict({"input_ids": [[2, 3], [2, 4]], "labels": [0, 1], "length": [2, 2]})
+    (loader,) = make_eval_loaders(accelerator, {"validation": data}, default_collate_rows, 0, 4).values()
+    run = SimpleNamespace(accelerator=accelerator, stop_signal=lambda: 0)
+    seen = []
+    model._orig_mod.bert.embeddings.register_forward_hook(lambda module, *_: seen.append(module.training))
+    predict(run, model, loader, "Evaluating")
+    assert seen == [False]
+    assert all(module.training for module in model.modules())
+    model.eval()
+    predict(run, model, loader, "Evaluating")
+    assert not any(module.training for module in model.modules())
+
+
+def default_collate_rows(rows: list[dict]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
 
 
 def mnli(folder: Path) -> Path:

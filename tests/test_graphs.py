@@ -59,6 +59,23 @@ def test_recorded_steps_are_eager_ones(
 
 
 @GPU
+def test_a_step_that_asks_the_device_cannot_be_recorded(capsys: pytest.CaptureFixture) -> None:
+    fresh_accelerate()
+    accelerator, model = Accelerator(), torch.nn.Linear(2, 2).cuda()
+    optimizer = accelerator.prepare(torch.optim.AdamW(model.parameters(), lr=1e-3))
+
+    @recorded(accelerator, model, optimizer)
+    def train_step(batch: dict) -> tuple:
+        return (batch["x"] * batch["x"].sum().item(),)
+
+    train_step({"x": torch.ones(3, device="cuda")})
+    with pytest.raises(SystemExit) as exit_:
+        train_step({"x": torch.ones(3, device="cuda")})
+    assert exit_.value.code == 2
+    assert "cannot be recorded as a CUDA graph" in capsys.readouterr().err
+
+
+@GPU
 def test_recorded_dropout_differs_from_step_to_step(
     run_edited: Callable,  # noqa: F811
     own_files: list,

@@ -11,12 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.utils import TorchDynamoPlugin
-from conftest import ROOT, TORCHRUN, launch, log_lines, table, weights, without_dropout
+from conftest import ROOT, TORCHRUN, fresh_accelerate, launch, log_lines, table, weights, without_dropout
 from transformers import BertForSequenceClassification
 
 import run_glue_no_trainer as script
-from no_trainer.memory import own_gradients
+from no_trainer.memory import own_gradients, stop_for_memory
 
 FLAGS = ["--max_train_steps", 12, "--logging_steps", 1, "--learning_rate", 1e-3, "--num_warmup_steps", 0]
 
@@ -260,3 +261,16 @@ def test_an_error_of_ones_own_code_keeps_its_traceback(
     monkeypatch.setattr(BertForSequenceClassification, "forward", forward)
     with pytest.raises(ValueError, match="mine"):
         run(*own_files, "--max_train_steps", 1)
+
+
+def test_one_row_alone_has_no_half(own_files: list, capsys: pytest.CaptureFixture) -> None:
+    rows = ["--per_device_train_batch_size", "1", "--per_device_eval_batch_size", "1"]
+    args = script.parse_args(["--model_name_or_path", "bert-base-cased", *own_files, *rows])
+    fresh_accelerate()
+    Accelerator(cpu=True)
+    with pytest.raises(SystemExit) as exit_:
+        stop_for_memory(MemoryError("none left"), args)
+    assert exit_.value.code == 1
+    said = capsys.readouterr().err
+    assert "There is no smaller batch than one row." in said
+    assert "half" not in said
