@@ -112,7 +112,7 @@ def tell_environment(kind: type, error: BaseException, trace: Any) -> None:
     """An excepthook: if an import fails at the value of a variable, one line names it instead of a traceback."""
     said = str(error).strip().partition("\n")[0]
     named = [f"{name}={value}" for name, value in os.environ.items() if is_quoted(value, said)]
-    if issubclass(kind, (ValueError, RuntimeError)) and named:
+    if issubclass(kind, ValueError) and named:
         stop(f"a library cannot be imported: {said}; the environment has {', '.join(named)}")
     sys.__excepthook__(kind, error, trace)
 

@@ -212,3 +212,23 @@ def test_what_yaml_would_make_of_a_word_is_not_asked(
 ) -> None:
     (tmp_path / "recipe.yaml").write_text(line + "\n")
     assert said in usage_error(capsys, *OWN, "--config", tmp_path / "recipe.yaml")
+
+
+@pytest.mark.slow
+def test_after_the_imports_an_error_keeps_its_traceback(own_files: list, tiny_model: Path, tmp_path: Path) -> None:
+    """Whatever variables have the values that it speaks of."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from transformers import BertForSequenceClassification as Bert\n"
+        "def forward(*_, **__): raise ValueError(\"no 'twelve' here\")\n"
+        "Bert.forward = forward\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    flags = ["--model_name_or_path", tiny_model, *own_files]
+    ended = launch(*flags, launcher=(sys.executable, program), env={"SOME_SETTING": "twelve"})
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr
+    assert ended.stderr.splitlines()[-1] == "ValueError: no 'twelve' here"
