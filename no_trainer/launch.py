@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,11 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
     for name in (*LAUNCHERS, "LOCAL_RANK", *LAUNCHERS.values()):
         if not re.fullmatch("[0-9]*", value := os.environ.get(name, "")):
             stop(f"{name} in the environment is {value!r}, not a number, as a launcher would set it; unset it")
+    if (address := os.environ.get("MASTER_ADDR")) and os.environ.get("WORLD_SIZE") == "1":
+        try:  # torch would ask for half an hour; of several machines, one may only be late
+            socket.getaddrinfo(address, None)
+        except OSError:
+            stop(f"MASTER_ADDR in the environment is {address!r}: there is no such machine; for one process, unset it")
     check_tracker(args.report_to, needed=args.with_tracking)
     # without a GPU, Accelerate joins several processes into one run only with cpu=True
     has_xla = accelerate.utils.is_torch_xla_available()

@@ -417,6 +417,18 @@ def test_a_launchers_variable_that_is_no_number_is_named(
     assert f"{name} in the environment is 'abc', not a number" in capsys.readouterr().err
 
 
+def test_one_process_does_not_wait_for_a_machine_that_is_none(
+    run: Callable, own_files: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    one = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "29511"}
+    for name, value in one.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as exit_:
+        run(*own_files, "--max_train_steps", 1)
+    assert exit_.value.code == 2
+    assert "MASTER_ADDR in the environment is 'nowhere.invalid': there is no such machine" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("device", ["nope", "meta", "xpu" if torch.cuda.is_available() else "cuda"])
 def test_a_device_that_is_none_is_told_with_where_it_was_named(
     run: Callable, own_files: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, device: str
