@@ -106,7 +106,7 @@ from no_trainer.launch import hardware, one_first, progress_bar, say, start_acce
 from no_trainer.memory import fit_batches, own_gradients
 from no_trainer.metrics import compute_metrics, score_classes, with_baseline
 from no_trainer.models import fit_length, from_pretrained, load_weights, name_model, reads_padding
-from no_trainer.results import finish, save_results, share_model, tell_mistakes, write_predictions
+from no_trainer.results import after_training, finish, save_results, share_model, tell_mistakes, write_predictions
 from no_trainer.review import review
 from no_trainer.run import Run, log, log_losses, out_of_patience, plan_schedule, read_losses
 from no_trainer.signals import guarded
@@ -312,15 +312,12 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
         progress.results = scores | run.position()
     if args.load_best_model_at_end and progress.best:
         load_best(run, final_model, task)
-        if not run.predictions:  # the best evaluation was before a resume
-            _, run.predictions = evaluate_model(run, final_model, task, eval_loaders)
+    if not run.predictions:  # the evaluation was before a resume
+        _, run.predictions = evaluate_model(run, final_model, task, eval_loaders)
     results = save_results(run, final_model, tokenizer, task)
     tell_mistakes(run, task, splits, probabilities)
     for name, loader in test_loaders.items():
-        logits, labels = predict(run, final_model, loader, "Predicting")
-        scores = {} if labels is None else judge(task, logits, labels)
-        shares = probabilities(task, logits)
-        results |= write_predictions(run, task, name, splits[name], logits, shares, scores)
+        results |= after_training(run, name, predict_split, run, final_model, task, name, loader, splits)
     return finish(run, final_model, task, results)
 
 
@@ -342,6 +339,15 @@ def evaluate_model(
             values = judge(task, logits, labels)
             results |= {f"eval_{metric}{suffix(split)}": value for metric, value in values.items()}
     return agree(results), predictions
+
+
+def predict_split(
+    run: Run, model: torch.nn.Module, task: Task, name: str, loader: DataLoader, splits: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the answers for a test split; returns its scores, `test_<metric>`, if it has labels."""
+    logits, labels = predict(run, model, loader, "Predicting")
+    scores = {} if labels is None else judge(task, logits, labels)
+    return write_predictions(run, task, name, splits[name], logits, probabilities(task, logits), scores)
 
 
 def judge(task: Task, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from no_trainer.checks import check_arguments, check_interpreter, check_word
+from no_trainer.commands import without_values
 from no_trainer.glue import GLUE
-from no_trainer.messages import EARLIER, STARTING, open_streams, stop, suggestion, tell_environment, under_way
+from no_trainer.messages import EARLIER, STARTING, open_streams, stop, suggestion, under_way, watch_imports
 
 MEANT = {  # flags of other scripts, separated by spaces: what to use here
     "lr": "--learning_rate",
@@ -120,7 +121,7 @@ class Parser(argparse.ArgumentParser):
         if unknown := re.search(r"unrecognized arguments: --([^\s=]+)", message):
             known = [option for option in self._option_string_actions if option.startswith("--")]
             message += instead(unknown[1]) or suggestion(f"--{unknown[1]}", known)
-        stop(f"{message} (--help lists every flag)")
+        stop(f"{without_values(message)} (--help lists every flag)")
 
 
 def add_data_flags(group: argparse._ArgumentGroup) -> None:
@@ -201,8 +202,7 @@ def before_imports(parse: Callable[[Sequence[str]], argparse.Namespace]) -> argp
     # torch's C++ code would warn in each process about find_unused_parameters, which is intended
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     STARTING.enter_context(under_way("importing torch, transformers and datasets"))
-    STARTING.callback(setattr, sys, "excepthook", sys.excepthook)
-    sys.excepthook = tell_environment
+    watch_imports()
     gc.disable()  # garbage collection would take a fifth of the time of the imports
     return args
 

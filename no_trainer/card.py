@@ -79,8 +79,9 @@ def write_card(
         options=", top_k=None" * (task.problem_type == SEVERAL),
         curve="![Loss and score by step](training_curve.png)" * ("training_curve.png" in run.files),
         evaluations=markdown_table(evaluations(lines)),
-        table=unfenced(run.table),
-        command=unfenced(own_command()),
+        table=shown_lines(run.table),
+        command=shown_lines(own_command()),
+        fence="`" * max(map(len, ["``", *re.findall("`+", run.table + own_command())])) + "`",
         settings=markdown_table(settings(run, task, results)),
     )
     file = folder / "README.md"
@@ -101,9 +102,9 @@ def text(value: Any) -> str:
     return re.sub(r"(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])", r"\\_", escaped)  # harmless in a word
 
 
-def unfenced(value: str) -> str:
-    """Text for a fenced block: without three backticks, and with no control characters."""
-    return "\n".join(map(show, value.split("\n"))).replace("```", "'''")
+def shown_lines(value: str) -> str:
+    """Text for a fenced block: with escapes for control characters."""
+    return "\n".join(map(show, value.split("\n")))
 
 
 def measured(scores: dict[str, float], dataset_type: str, dataset_name: str, config: str | None) -> list[EvalResult]:

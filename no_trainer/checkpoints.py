@@ -22,9 +22,9 @@ from no_trainer.checks import IN_USE, check_contents
 from no_trainer.commands import resume_command
 from no_trainer.folder import BEST, checkpoints, clear, clear_aside, damage, hold, remove, seal
 from no_trainer.hub import make_repository
-from no_trainer.launch import all_or_none, say, together
+from no_trainer.launch import all_or_none, optional, say, together
 from no_trainer.memory import is_out_of_memory
-from no_trainer.messages import is_launched, stop
+from no_trainer.messages import is_launched, show, stop
 from no_trainer.run import Progress, Run, end_trackers, read_losses, start_trackers
 from no_trainer.signals import StopSignal
 
@@ -229,10 +229,15 @@ def weights_are_finite(accelerator: Accelerator, model: torch.nn.Module) -> bool
 
 
 def leave(run: Run, model: torch.nn.Module) -> NoReturn:
-    """Save a checkpoint after a signal, print how to resume, and exit with the signal's code."""
+    """Save a checkpoint after a signal, print how to resume, and exit with the signal's code.
+
+    After the end of training there is nothing to resume, and the weights may be the best, not the last.
+    """
     number, name = run.stop_signal(), f"step_{run.progress.step}"
     said = signal.Signals(number).name
-    if run.args.output_dir and run.progress.step:
+    if run.saved:
+        say(f"{said}: the model and its results are in {show(run.args.output_dir)}; the predictions are not finished")
+    elif run.args.output_dir and run.progress.step:
         save_checkpoint(run, model, name)
         launched = ", under the launcher that you used" * is_launched()
         say(f"{said}: saved {Path(run.args.output_dir) / name}; to go on{launched}:\n{resume_command()}")
@@ -241,5 +246,5 @@ def leave(run: Run, model: torch.nn.Module) -> NoReturn:
         say(f"{said}: stopped after step {run.progress.step}{why}")
     if is_launched():
         run.stop_signal.ignore()  # the launcher repeats it when one process has ended
-    end_trackers(run)
+    optional("a tracker could not be closed", lambda: end_trackers(run))
     sys.exit(128 + number)

@@ -231,7 +231,7 @@ def check_contents(folder: Path, args: argparse.Namespace) -> None:
     if not resume and (folder / "log.jsonl").exists():
         go_on = "continue it with --resume_from_checkpoint latest if it has checkpoints"
         stop(f"--output_dir {folder} holds an earlier run: {go_on}, {instead}")
-    strange = [name for name in WRITTEN if (folder / name).exists()]
+    strange = [name for name in (*WRITTEN, BEST) if (folder / name).exists()]
     if training and strange and not (folder / "log.jsonl").exists() and not checkpoints(folder):
         hint = f"that is not of a training run of this script; {instead}"
         stop(f"--output_dir {folder} has a {strange[0]} {hint}")

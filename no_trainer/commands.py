@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+HIDDEN = "HIDDEN"  # in place of other secrets
+SECRET = r"(?i:[\w-]*(?:token|key|secret|password))"  # a name whose value is one; not tokenizer_name
 TOKEN = "\0"  # in place of the secret: no word of a command line has this character
 
 
@@ -45,19 +47,37 @@ def hexadecimal(character: str) -> str:
 
 
 def literal(value: str | dict[str, str]) -> str:
-    """A string, or a dictionary of strings, as both Python and JSON read it."""
-    return json.dumps(value, ensure_ascii=False)
+    """A string, or a dictionary of strings, as both Python and JSON read it, with escapes for control characters."""
+    written = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() or ord(c) > 0xFFFF else f"\\u{ord(c):04x}" for c in written)
 
 
 def without_token(words: Sequence[str], instead: str = "TOKEN") -> list[str]:
-    """A command line in which the value of --hub_token is replaced by `instead`."""
+    """A command line without secrets: the value of --hub_token becomes `instead`, those of others HIDDEN.
+
+    Others are what another program before this script may take: --some_api_key VALUE, A_TOKEN=VALUE, and
+    the code of `python -c` that has such an assignment.
+    """
     shown: list[str] = []
     for word in words:
-        if word.startswith("--hub_token="):
+        flag, equals, value = word.partition("=")
+        before = shown[-1] if shown else ""
+        if flag == "--hub_token" and equals:
             shown += ["--hub_token", instead]
+        elif before == "--hub_token":
+            shown.append(instead)
+        elif re.fullmatch(SECRET, flag) and equals:
+            shown.append(f"{flag}={HIDDEN}")
+        elif before.startswith("-") and re.fullmatch(SECRET, before):
+            shown.append(HIDDEN)
         else:
-            shown.append(instead if shown and shown[-1] == "--hub_token" else word)
+            shown.append(HIDDEN if before == "-c" and re.search(SECRET + r"\W*=", word) else word)
     return shown
+
+
+def without_values(message: str) -> str:
+    """A message about a command line, without the values of flags that sound like secrets."""
+    return re.sub(rf"(--?{SECRET})([= ])(?!-)\S+", rf"\1\2{HIDDEN}", message)
 
 
 def own_words() -> list[str]:

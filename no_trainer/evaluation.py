@@ -32,7 +32,7 @@ def predict(run: Run, model: torch.nn.Module, loader: DataLoader, what: str) -> 
     # XLA cannot use inference mode; one autocast around all batches casts the weights only once
     with torch.no_grad(), run.accelerator.autocast():
         for batch in progress_bar(what, iterable=loader, leave=False):
-            if run.stop_signal():
+            if run.stop_signal() and (run.saved or not run.has_best):  # the best model is saved first
                 leave(run, model)
             rows, labels = batch.pop("row"), batch.pop("labels", None)
             columns = (rows, eager(**batch).logits.float())

@@ -113,6 +113,8 @@ def hold(folder: Path, seconds: float = 0.5) -> bool:
         lock.acquire(timeout=seconds)
     except filelock.Timeout:
         return False
+    except PermissionError:  # of another user, or nobody may write here, which shows later
+        return not (folder / LOCK).exists()
     except (OSError, NotImplementedError):  # no locks here; if not writable, that shows later
         return True
     HELD.append(lock)
@@ -129,9 +131,12 @@ def let_go() -> None:
 
 
 def is_free(folder: Path) -> bool:
-    """Whether no run has locked the folder."""
-    if not (folder / LOCK).exists():
+    """Whether no run has locked the folder, one of this process included."""
+    path = folder.resolve() / LOCK
+    if not path.exists():
         return True
+    if any(Path(held.lock_file) == path for held in HELD):
+        return False
     free = hold(folder)
     let_go()
     return free
@@ -146,7 +151,8 @@ def clear(folder: Path) -> None:
     """Remove what an earlier run has left in its folder, and nothing else."""
     names = ["log.jsonl", "all_results.json", BEST, "glue_no_trainer"]
     names += ["training_curve.png", "confusion_matrix.png"]
-    predictions = [*folder.glob("predict_results*.csv"), *folder.glob("validation_predictions*.csv")]
+    tables = r"predict_results(_(mis)?matched)?\.csv|validation_predictions(_mm)?\.csv"
+    predictions = [file for file in folder.glob("*.csv") if re.fullmatch(tables, file.name)]
     for old in [*checkpoints(folder), *predictions, *(folder / name for name in names)]:
         remove(old)
 

@@ -193,7 +193,7 @@ def keep_answers(data: Dataset, name: str, task: Task) -> Dataset:
             answers = [[known[str(word)] for word in check_list(label)] for label in labels]
         else:  # true and false are words, as in training
             words = (str(label).lower() if isinstance(label, bool) else str(label) for label in labels)
-            answers = [known[word.strip()] for word in words]
+            answers = [known[word if word in known else word.strip()] for word in words]
     except (TypeError, ValueError, KeyError):
         if any(label not in (None, "", -1) for label in labels):
             say(f"the labels of the {name} data are not all known to the model, so it is not scored")

@@ -108,6 +108,12 @@ def under_way(what: str) -> Iterator[None]:
         timer.cancel()
 
 
+def watch_imports() -> None:
+    """Until the imports are done, call `tell_environment` for an error that ends Python."""
+    STARTING.callback(setattr, sys, "excepthook", sys.excepthook)
+    sys.excepthook = tell_environment
+
+
 def tell_environment(kind: type, error: BaseException, trace: Any) -> None:
     """An excepthook: if an import fails at the value of a variable, one line names it instead of a traceback."""
     said = str(error).strip().partition("\n")[0]

@@ -64,8 +64,13 @@ def named(task: Task, logits: torch.Tensor) -> list[Any]:
         return logits[:, 0].tolist()
     if task.problem_type == SEVERAL:
         rows = [zip(task.labels, row, strict=True) for row in logits.tolist()]
-        return ["|".join(name for name, logit in row if logit > 0) for row in rows]
+        return [joined(name for name, logit in row if logit > 0) for row in rows]
     return [task.labels[index] for index in logits.argmax(-1).tolist()]
+
+
+def joined(names: Iterable[str]) -> str:
+    """Several class names in one cell, with bars between them; a bar in a name gets a backslash."""
+    return "|".join(name.replace("|", r"\|") for name in names)
 
 
 def sure(task: Task, shares: torch.Tensor) -> list[float]:
@@ -82,7 +87,7 @@ def spell(task: Task, label: Any) -> Any:
     names = dict(zip(map(str, task.values), task.labels, strict=True))
     if task.problem_type == SEVERAL:  # in the order of the classes, as the answers are
         given = set(map(str, label))
-        return "|".join(name for value, name in names.items() if value in given)
+        return joined(name for value, name in names.items() if value in given)
     return names[str(label)]
 
 
@@ -123,7 +128,7 @@ def write(file: Path, rows: Iterable[list[Any]], delimiter: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.partial")
     try:
-        with open(aside, "w", encoding="utf-8", newline="") as out:
+        with open(aside, "w", encoding="utf-8", errors="backslashreplace", newline="") as out:
             csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows(rows)
         os.replace(aside, file)
     finally:

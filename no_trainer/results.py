@@ -76,7 +76,9 @@ def save_results(run: Run, model: torch.nn.Module, tokenizer: Tokenizer, task: T
         except OSError as error:
             stop(f"{file} could not be written: {error}; the model is saved.", code=1)
         run.files.add(file.name)
-        (Path(run.args.output_dir) / BEST).unlink(missing_ok=True)  # it is in the saved model now
+        if run.progress.step and run.args.load_best_model_at_end:
+            (Path(run.args.output_dir) / BEST).unlink(missing_ok=True)  # it is in the saved model now
+    run.saved = bool(run.args.output_dir and run.progress.step)
     return results
 
 
@@ -99,8 +101,9 @@ def describe_model(run: Run, model: torch.nn.Module, task: Task, results: dict[s
         run.files.add(curve.name)
     if optional("no picture of the confusion matrix", lambda: draw_confusion(confusion, task.labels, matrix)):
         run.files.add(confusion.name)
-    if card.exists() and not is_card(card):
-        say(f"warning: {show(str(card))} is not a model card and stays as it is; no card written")
+    if card.is_symlink() or (card.exists() and not is_card(card)):
+        what = "a link" if card.is_symlink() else "not a model card"
+        say(f"warning: {show(str(card))} is {what} and stays as it is; no card written")
         return
     bare = run.accelerator.unwrap_model(model, keep_torch_compile=False)
     if optional("no card", lambda: write_card(run, bare, task, results, lines)):
@@ -119,6 +122,16 @@ def tell_mistakes(
         run.mistakes += optional("the validation predictions could not be written", work) or []
 
 
+def after_training(run: Run, name: str, work: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+    """The result of `work` for the split `name`; if it fails when the model is saved, a warning and nothing.
+
+    Of several processes, one that goes on alone would wait for the others: there a failure ends the run.
+    """
+    if not run.saved or run.accelerator.num_processes > 1:
+        return work(*args)
+    return optional(f"the {name} data could not be predicted", lambda: work(*args)) or {}
+
+
 def write_predictions(
     run: Run,
     task: Task,
@@ -129,6 +142,8 @@ def write_predictions(
     scores: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the answers for a split; returns its `scores`, if any, as `test_<metric>`."""
+    if not logits.isfinite().all():
+        stop(f"the model's answers for the {name} data are not finite: its weights are broken.", code=1)
     found = {f"test_{metric}{name.removeprefix('test')}": value for metric, value in scores.items()}
     if run.accelerator.is_main_process:
         try:
@@ -163,7 +178,7 @@ def summary(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any
     args, classes = run.args, results.get("eval_per_class", {})
     columns, rows = shutil.get_terminal_size((100, 40)) if sys.stdout.isatty() else (100, 40)
     lines = score_lines(results)
-    f1, worst = min(((classes[label]["f1"], label) for label in classes), default=(1, ""))
+    f1, worst = min(((scores["f1"], label) for label, scores in classes.items() if scores["support"]), default=(1, ""))
     if f1 < 1:
         lines.append(f"the worst class is {short(worst, 40)}, with an f1 of {f1:.4f}")
     if "train_runtime" in results:

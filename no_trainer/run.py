@@ -62,6 +62,8 @@ class Run:
     uploads: list[Future] = field(default_factory=list)
     files: set[str] = field(default_factory=set)  # that this run has written, to be uploaded
     predictions: dict[str, tuple] = field(default_factory=dict)  # logits and labels of each validation split
+    saved: bool = False  # whether the model is in --output_dir, with all_results.json
+    has_best: bool = False  # whether the weights are those of the best evaluation, no longer of the last step
     mistakes: list[str] = field(default_factory=list)  # the worst wrong predictions, in words
 
     def start_clock(self) -> None:

@@ -37,7 +37,7 @@ def note_best(run: Run, model: torch.nn.Module, task: Task, latest: dict[str, Pr
     best_is_saved = run.args.load_best_model_at_end
     sign = -1 if task.best_metric.startswith(("loss", "mse")) else 1
     better = sign * progress.results[name] > sign * progress.best.get(name, -sign * math.inf)
-    if better or not best_is_saved:
+    if not best_is_saved:
         run.predictions = latest
     if not better:
         progress.waited += 1
@@ -56,6 +56,7 @@ def note_best(run: Run, model: torch.nn.Module, task: Task, latest: dict[str, Pr
 
         if not together(run.accelerator, write, aside, needed=progress.step < run.max_steps):
             return  # the last best stays the best: only its weights are saved
+        run.predictions = latest
     progress.best = progress.results
 
 
@@ -81,6 +82,7 @@ def load_best(run: Run, model: torch.nn.Module, task: Task) -> None:
     options = StateDictOptions(full_state_dict=True, strict=False)
     with whole:
         set_model_state_dict(bare, weights, options=options)
+    run.has_best = True
 
 
 def save_files(run: Run, model: torch.nn.Module, tokenizer: Tokenizer) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, launch
+from conftest import ROOT, launch, usage_error
 from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -91,6 +91,22 @@ def test_no_command_that_is_printed_has_a_token(typed: Callable, flag: list[str]
     command = resume_command()
     assert re.search(r" --hub_token \$HF_TOKEN --seed 1 --resume_from_checkpoint latest$", command)
     assert "hf_x" not in command
+
+
+def test_secrets_of_other_programs_are_not_published(typed: Callable) -> None:
+    """Of a program that starts the script, or of code that does."""
+    typed("wrap.py", "--my_api_key=s3cret", "--wandb-token", "s3cret", "A_PASSWORD=s3cret", "--tokenizer_name", "mine")
+    assert own_command().endswith(
+        "wrap.py --my_api_key=HIDDEN --wandb-token HIDDEN A_PASSWORD=HIDDEN --tokenizer_name mine"
+    )
+    typed("-c", "import run; WANDB_API_KEY = 's3cret'; run.main()", "--seed", "1")
+    assert own_command() == "python -c HIDDEN --seed 1"
+
+
+def test_a_misspelled_flag_does_not_show_its_secret(capsys: pytest.CaptureFixture) -> None:
+    said = usage_error(capsys, "--hubtoken=hf_s3cret", "--hub-token", "hf_s3cret")
+    assert "s3cret" not in said
+    assert "--hubtoken=HIDDEN --hub-token HIDDEN" in said
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, log_lines, weights
 
-from no_trainer.folder import LOCK, checkpoints, damage
+from no_trainer.folder import LOCK, checkpoints, clear, damage, hold, is_free, let_go
 
 
 def truncate(checkpoint: Path) -> None:
@@ -182,3 +182,27 @@ def test_of_two_runs_started_at_once_one_has_the_folder(tiny_model: Path, own_fi
         assert "another run is writing there" in lost or "holds an earlier run" in lost
         assert weights(out) == weights(tmp_path / "alone")
         assert [path.name for path in checkpoints(out)] == ["step_300", "step_400"]
+
+
+def test_tables_that_are_not_of_a_run_stay(tmp_path: Path) -> None:
+    mine = ["predict_results_backup.csv", "validation_predictions_2025.csv", "validation_predictions.csv.bak"]
+    for name in [*mine, "predict_results.csv", "predict_results_mismatched.csv", "validation_predictions_mm.csv"]:
+        (tmp_path / name).touch()
+    clear(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(mine)
+
+
+def test_the_lock_of_a_run_in_a_thread_of_this_process_stays(tmp_path: Path) -> None:
+    assert hold(tmp_path)
+    try:
+        assert not is_free(tmp_path)
+        assert (tmp_path / LOCK).exists()
+    finally:
+        let_go()
+    assert is_free(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may open every file")
+def test_the_lock_of_another_user_counts(tmp_path: Path) -> None:
+    (tmp_path / LOCK).touch(0o000)
+    assert not is_free(tmp_path)

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import TRAIN, sentences, table, write_csv
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import classification_report, confusion_matrix
 from transformers import pipeline
 
 import run_glue_no_trainer as script
 from no_trainer.evaluation import predict
 from no_trainer.glue import Task
-from no_trainer.predictions import named, spell
+from no_trainer.predictions import joined, named, spell, write
 
 
 @pytest.fixture
@@ -283,3 +284,65 @@ def test_no_two_columns_of_the_answers_have_one_name(run: Callable, tmp_path: Pa
         header = (tmp_path / "out" / f"{name}.csv").read_text().splitlines()[0].split(",")
         assert header[1] == "probability (text)"
         assert len(set(header)) == len(header)
+
+
+def test_a_bar_in_a_class_name_is_not_the_bar_between_two() -> None:
+    assert joined(["a", "b"]) == "a|b"
+    assert joined(["a|b"]) == r"a\|b"
+
+
+def test_answers_that_are_no_numbers_are_an_error(
+    run: Callable, trained: Path, unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    weights = load_file(trained / "model.safetensors")
+    weights["classifier.weight"].fill_(float("nan"))
+    save_file(weights, trained / "model.safetensors", metadata={"format": "pt"})
+    flags = ["--model_name_or_path", trained, "--num_train_epochs", 0, "--do_predict", "--test_file", unlabelled]
+    with pytest.raises(SystemExit) as exit_:
+        run(*flags, "--output_dir", tmp_path / "out")
+    assert exit_.value.code == 1
+    assert "answers for the test data are not finite" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "predict_results.csv").exists()
+
+
+def test_a_class_with_spaces_around_it_is_scored(run: Callable, trained: Path, tmp_path: Path) -> None:
+    """As it is for evaluation; a file is predicted with the labels as it has them."""
+    config = json.loads((trained / "config.json").read_text())
+    config |= {"id2label": {"0": " negative", "1": "positive"}, "label2id": {" negative": 0, "positive": 1}}
+    (trained / "config.json").write_text(json.dumps(config))
+    test = write_csv(tmp_path / "test.csv", ["text", "label"], [("bad", " negative"), ("good", "positive")])
+    flags = ["--model_name_or_path", trained, "--num_train_epochs", 0, "--do_predict", "--test_file", test]
+    assert "test_accuracy" in run(*flags, "--output_dir", tmp_path / "out")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), RuntimeError("a worker was killed")])
+def test_a_prediction_that_fails_after_training_is_a_warning(
+    run: Callable,
+    own_files: list,
+    unlabelled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    error: Exception,
+) -> None:
+    """The model, its results and its card are there all the same."""
+    plain = script.predict
+
+    def fails(run: object, model: object, loader: object, what: str) -> object:
+        if what == "Predicting":
+            raise error
+        return plain(run, model, loader, what)
+
+    monkeypatch.setattr(script, "predict", fails)
+    run(
+        *own_files, "--max_train_steps", 2, "--do_predict", "--test_file", unlabelled, "--output_dir", tmp_path / "out"
+    )
+    assert f"warning: the test data could not be predicted: {type(error).__name__}: {error}" in capsys.readouterr().out
+    assert {"model.safetensors", "all_results.json", "README.md"} <= {
+        file.name for file in (tmp_path / "out").iterdir()
+    }
+
+
+def test_a_surrogate_in_a_class_name_is_written_as_an_escape(tmp_path: Path) -> None:
+    write(tmp_path / "table.csv", [["probability_\ud83d"]], ",")
+    assert (tmp_path / "table.csv").read_text(encoding="utf-8") == "probability_\\ud83d\n"

@@ -1,14 +1,21 @@
 """The best model, and files of weights that are whole."""
 
+import csv
+import os
+import signal
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import log_lines
+from conftest import log_lines, write_csv
 from safetensors.torch import load_file
 
 import run_glue_no_trainer as script
+from no_trainer import evaluation, weights
+from no_trainer import results as results_module
 from no_trainer.folder import checkpoints
+from no_trainer.launch import together
 from no_trainer.results import all_results, save_results
 
 
@@ -84,3 +91,84 @@ def test_the_best_scores_are_told_when_the_best_weights_are_saved(
     assert min(evaluations) < evaluations[-1], "or this shows nothing"
     assert results["eval_loss"] == min(evaluations)
     assert all_results(*runs[-1], last=False)["eval_loss"] == evaluations[-1]
+
+
+def with_signal(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Send SIGTERM when `what` begins, such as the prediction of the test data."""
+    plain = evaluation.progress_bar
+
+    def progress_bar(title: str, **options: object) -> object:
+        if title == what:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(title, **options)
+
+    monkeypatch.setattr(evaluation, "progress_bar", progress_bar)
+
+
+def test_a_signal_while_predicting_leaves_the_checkpoints_as_they_are(
+    run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The weights are those of the best step then, which are no checkpoint's of the last."""
+    test = write_csv(tmp_path / "test.csv", ["text"], [("good",), ("bad",)])
+    flags = [*own_files, *SWINGING, "--load_best_model_at_end", "--do_predict", "--test_file", test]
+    flags += ["--checkpointing_steps", 40]
+    run(*flags, "--output_dir", tmp_path / "whole")
+    with_signal(monkeypatch, "Predicting")
+    with pytest.raises(SystemExit) as exit_:
+        run(*flags, "--output_dir", tmp_path / "out")
+    assert exit_.value.code == 128 + signal.SIGTERM
+    assert f"the model and its results are in {tmp_path / 'out'}" in capsys.readouterr().out
+    for name in ("model.safetensors", "best.safetensors"):
+        here, there = (tmp_path / run_ / "step_40" / name for run_ in ("out", "whole"))
+        assert here.read_bytes() == there.read_bytes()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() != here.with_name("model.safetensors").read_bytes()
+
+
+def mean_loss(folder: Path) -> float:
+    with open(folder / "validation_predictions.csv", encoding="utf-8", newline="") as file:
+        return statistics.fmean(float(row["loss"]) for row in csv.DictReader(file))
+
+
+def test_the_mistakes_are_those_of_the_best_weights_that_could_be_written(
+    run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def first_time(*_: object, **__: object) -> bool:
+        written.append(together(*_, **__) if not written else False)
+        return written[-1]
+
+    monkeypatch.setattr(weights, "together", first_time)
+    monkeypatch.setattr(weights, "save_files", lambda *_: [])
+    monkeypatch.setattr(results_module, "save_files", lambda *_: [])
+    flags = [*own_files, "--learning_rate", 3e-3, "--num_train_epochs", 3, "--load_best_model_at_end"]
+    results = run(*flags, "--output_dir", tmp_path)
+    assert len(written) > 1, "a later epoch was better"
+    assert results["best_epoch"] == 1
+    assert mean_loss(tmp_path) == pytest.approx(results["eval_loss"], rel=1e-4)
+
+
+def test_a_run_that_was_killed_before_its_end_has_the_mistakes_after_it_goes_on(
+    run: Callable, own_files: list, tmp_path: Path
+) -> None:
+    flags = [*own_files, "--learning_rate", 3e-3, "--num_train_epochs", 2, "--checkpointing_steps", "epoch"]
+    flags += ["--output_dir", tmp_path]
+    run(*flags)
+    before = (tmp_path / "validation_predictions.csv").read_bytes()
+    for name in ("validation_predictions.csv", "all_results.json", "model.safetensors"):
+        (tmp_path / name).unlink()
+    run(*flags, "--resume_from_checkpoint", "latest")
+    assert (tmp_path / "validation_predictions.csv").read_bytes() == before
+
+
+def test_a_file_called_like_the_best_weights_is_not_lost(
+    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    mine = tmp_path / "out" / "best.safetensors"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(SystemExit) as exit_:
+        run(*own_files, "--max_train_steps", 1, "--output_dir", mine.parent)
+    assert exit_.value.code == 2
+    assert "best.safetensors that is not of a training run of this script" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
