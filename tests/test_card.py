@@ -124,3 +124,28 @@ def test_a_home_is_not_told_and_may_be_the_root(
     monkeypatch.setattr("sys.argv", ["/opt/run_glue_no_trainer.py", *own_files])
     run(*own_files, "--max_train_steps", 1, "--output_dir", tmp_path / "out")
     assert f"/opt/run_glue_no_trainer.py {shlex.join(own_files)}\n" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_card_is_not_written_through_a_link(
+    run: Callable, own_files: list, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").symlink_to(trained / "README.md")
+    before = (trained / "README.md").read_bytes()
+    run(*own_files, "--max_train_steps", 1, "--overwrite_output_dir", "--output_dir", tmp_path / "out")
+    assert (trained / "README.md").read_bytes() == before
+    assert "README.md is a link and stays as it is" in capsys.readouterr().out
+
+
+def test_backticks_in_a_name_do_not_end_the_block_of_the_command(
+    run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = "o```\u202ex"
+    monkeypatch.setattr("sys.argv", ["run_glue_no_trainer.py", "--output_dir", folder])
+    monkeypatch.setattr("sys.orig_argv", ["python", "run_glue_no_trainer.py", "--output_dir", folder])
+    run(*own_files, "--max_train_steps", 1, "--output_dir", folder)
+    card = (tmp_path / folder / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall("^````sh\n(.+)\n````$", card, re.MULTILINE)
+    assert "o```" in command
+    assert 'pipeline("text-classification", "o```\\u202ex"' in card
