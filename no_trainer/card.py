@@ -61,6 +61,7 @@ def write_card(
         for name, value in found.items()
     ]
     classes = [{"class": label} | row for label, row in results.get("eval_per_class", {}).items()]
+    command = own_command()
     card = ModelCard.from_template(
         metadata,
         str(Path(__file__).with_name("card.jinja")),
@@ -80,8 +81,8 @@ def write_card(
         curve="![Loss and score by step](training_curve.png)" * ("training_curve.png" in run.files),
         evaluations=markdown_table(evaluations(lines)),
         table=shown_lines(run.table),
-        command=shown_lines(own_command()),
-        fence="`" * max(map(len, ["``", *re.findall("`+", run.table + own_command())])) + "`",
+        command=shown_lines(command),
+        fence="`" * max(map(len, ["``", *re.findall("`+", run.table + command)])) + "`",
         settings=markdown_table(settings(run, task, results)),
     )
     file = folder / "README.md"

@@ -52,7 +52,7 @@ def literal(value: str | dict[str, str]) -> str:
     return "".join(c if c.isprintable() or ord(c) > 0xFFFF else f"\\u{ord(c):04x}" for c in written)
 
 
-def without_token(words: Sequence[str], instead: str = "TOKEN") -> list[str]:
+def without_secrets(words: Sequence[str], instead: str = "TOKEN") -> list[str]:
     """A command line without secrets: the value of --hub_token becomes `instead`, those of others HIDDEN.
 
     Others are what another program before this script may take: --some_api_key VALUE, A_TOKEN=VALUE, and
@@ -85,7 +85,7 @@ def own_words() -> list[str]:
     flags, typed = sys.argv[1:], sys.orig_argv
     if typed[len(typed) - len(flags) :] != flags:
         typed = ["python", *sys.argv]
-    return without_token(typed, TOKEN)
+    return without_secrets(typed, TOKEN)
 
 
 def own_command() -> str:

@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
+from no_trainer.memory import allocate_gradients
 from no_trainer.messages import stop
 
 Batch = dict[str, torch.Tensor]
@@ -35,8 +36,7 @@ def recorded(
         group["capturable"] = True
         group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=accelerator.device)
     if accelerator.gradient_accumulation_steps > 1:  # all graphs add to the same gradients
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        allocate_gradients(model)
     usual, graphs = set(), {}  # by kind of batch
     stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 

@@ -80,10 +80,14 @@ def own_gradients(accelerator: Accelerator, model: torch.nn.Module, accumulation
     graphs = accelerator.state.dynamo_plugin.mode in ("reduce-overhead", "max-autotune")
     if not graphs or accumulation == 1:
         return False
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
+    allocate_gradients(model)
     return True
+
+
+def allocate_gradients(model: torch.nn.Module) -> None:
+    """Give each parameter that learns a gradient of zeros."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
 
 def longest(data: Dataset, size: int) -> list[dict]:

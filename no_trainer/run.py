@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from no_trainer.commands import without_token
+from no_trainer.commands import without_secrets
 from no_trainer.glue import Task
 from no_trainer.launch import optional, say
 from no_trainer.messages import many, stop
@@ -187,7 +187,7 @@ def start_trackers(accelerator: Accelerator, args: argparse.Namespace, progress:
     shown = {flag: v for flag, v in plain.items() if "token" not in flag}
     if accelerator.is_main_process:
         folder.mkdir(exist_ok=True)
-    own, sys.argv = sys.argv, without_token(sys.argv)  # Weights & Biases records it
+    own, sys.argv = sys.argv, without_secrets(sys.argv)  # Weights & Biases records it
     try:
         accelerator.init_trackers("glue_no_trainer", None if resumed else shown, options)
     except Exception as error:  # each tracker raises its own

@@ -172,3 +172,17 @@ def test_a_file_called_like_the_best_weights_is_not_lost(
     assert exit_.value.code == 2
     assert "best.safetensors that is not of a training run of this script" in capsys.readouterr().err
     assert mine.read_text() == "mine"
+
+
+def test_a_tracker_that_fails_does_not_change_what_a_signal_does(
+    run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fails(_: object) -> None:
+        raise RuntimeError("its server is gone")
+
+    monkeypatch.setattr("no_trainer.checkpoints.end_trackers", fails)
+    with_signal(monkeypatch, "Evaluating")
+    with pytest.raises(SystemExit) as exit_:
+        run(*own_files, "--max_train_steps", 1, "--output_dir", tmp_path)
+    assert exit_.value.code == 128 + signal.SIGTERM
+    assert "a tracker could not be closed: RuntimeError: its server is gone" in capsys.readouterr().out
