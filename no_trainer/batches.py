@@ -158,8 +158,8 @@ def make_collate(tokenizer: Tokenizer, accelerator: Accelerator, max_length: int
     # tensor cores want these multiples; on a CPU they keep the number of shapes small
     multiple = 16 if accelerator.mixed_precision == "fp8" else 8
     compiler = accelerator.state.dynamo_plugin
-    if compiler.backend != DynamoBackend.NO:  # each length is compiled or, if all are at once, recorded
-        multiple = 16 if compiler.dynamic else 32
+    if compiler.backend != DynamoBackend.NO and not compiler.dynamic:  # each length is compiled by itself
+        multiple = 32
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     mask = "attention_mask" in tokenizer.model_input_names
     return Collate(fill, max_length, multiple, tokenizer.padding_side == "left", mask)

@@ -122,7 +122,7 @@ def test_grouping_saves_padding() -> None:
         ("no", DynamoBackend.NO, None, 32, 32),
         ("bf16", DynamoBackend.INDUCTOR, None, None, 32),
         ("bf16", DynamoBackend.INDUCTOR, False, None, 32),
-        ("bf16", DynamoBackend.INDUCTOR, True, None, 16),
+        ("bf16", DynamoBackend.INDUCTOR, True, None, 8),
     ],
 )
 def test_what_a_batch_is_padded_to(
