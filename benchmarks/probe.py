@@ -3,9 +3,10 @@
     python benchmarks/probe.py OUT.json SCRIPT [the script's flags]
 
 OUT.json: seconds since the process began (`steps`, one per optimizer step), rows, tokens, real tokens and the sum of
-squared lengths of each training forward, seconds of tokenization, evaluation and saving, when each batch was there
-and what it took to fetch and pad it (`fetches`), peak memory in bytes. On a GPU a step ends when the device has done
-it, which is learned without waiting for it. Of several processes, each writes its own: OUT.json.0, OUT.json.1 ...
+squared lengths of each training forward, seconds of tokenization, evaluation and saving and when each of them last
+ended, when each batch was there and what it took to fetch and pad it (`fetches`), peak memory in bytes. On a GPU a
+step ends when the device has done it, which is learned without waiting for it. Of several processes, each writes its
+own: OUT.json.0, OUT.json.1 ...
 """
 
 import functools
@@ -34,6 +35,7 @@ def timed(name: str, function: Callable) -> Callable:
         begun = time.perf_counter()
         result = function(*args, **options)
         seen[name] += time.perf_counter() - begun
+        seen[f"{name} ended"] = time.time() - BEGAN
         return result
 
     return call

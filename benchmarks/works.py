@@ -20,6 +20,7 @@ SCRIPT = ROOT / "run_glue_no_trainer.py"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
 CONFIGS = ROOT / "configs" / "accelerate"
 COMPILED = [*LAUNCH, CONFIGS / "single_gpu_compiled.yaml"]
+LAYERS = [*LAUNCH, CONFIGS / "single_gpu_cuda_graphs.yaml"]
 GRAPHS = {"BACKEND": "INDUCTOR", "MODE": "reduce-overhead", "USE_DYNAMIC": "true"}
 PATH_TO_ROOT = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
 QUICK = ["--config", "configs/quickstart/recipe.yaml"]
@@ -267,7 +268,7 @@ def noise(work: Work) -> str:
     plain = [sys.executable]
     exact = logged(train_mrpc(work, "exact", work.plain, plain, *more, "--mixed_precision", "no"))
     eager = logged(train_mrpc(work, "eager", work.plain, plain, *more, "--mixed_precision", "bf16"))
-    fast = logged(train_mrpc(work, "fast", work.plain, COMPILED, *more))
+    fast = logged(train_mrpc(work, "fast", work.plain, LAYERS, *more))
     means = [sum(abs(a - b) for a, b in zip(losses, exact, strict=True)) / 200 for losses in (eager, fast)]
     said = "losses of 200 steps in bf16, mean distance from fp32: eager {:.1e}, compiled {:.1e}".format(*means)
     return expect(means[1] <= 2 * means[0], said)
@@ -286,11 +287,12 @@ def cases(few: bool) -> dict[str, tuple[Callable[..., str], bool]]:
         "out of memory": (out_of_memory, True),
         "MRPC, bf16": (lambda work: mrpc(work, "bf16", [sys.executable], "--mixed_precision", "bf16"), False),
         "MRPC, fp32": (lambda work: mrpc(work, "no", [sys.executable], "--mixed_precision", "no"), False),
-        "MRPC, compiled": (lambda work: mrpc(work, "compiled", COMPILED), True),
-        "MRPC, losses compiled": (noise, True),
-        "accelerate launch, single_gpu.yaml": (lambda work: launched(work, "single_gpu"), False),
-        "accelerate launch, single_gpu_compiled.yaml": (lambda work: launched(work, "single_gpu_compiled"), False),
+        "MRPC, compiled by layers": (lambda work: mrpc(work, "compiled", LAYERS), True),
+        "MRPC, losses compiled by layers": (noise, True),
     }
+    for config in ("single_gpu", "single_gpu_cuda_graphs", "single_gpu_compiled"):
+        needs_gpu = config == "single_gpu_compiled"
+        case[f"accelerate launch, {config}.yaml"] = (lambda work, c=config: launched(work, c)), needs_gpu
     graphs = {f"ACCELERATE_DYNAMO_{key}": value for key, value in GRAPHS.items()}
     case["kill -9, resumed, CUDA graphs"] = (
         lambda work: stopped_and_resumed(work, signal.SIGKILL, -signal.SIGKILL, **graphs),

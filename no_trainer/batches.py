@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from no_trainer.files import no_cache
+from no_trainer.graphs import compiler_records
 from no_trainer.labels import numbers
 
 
@@ -158,8 +159,8 @@ def make_collate(tokenizer: Tokenizer, accelerator: Accelerator, max_length: int
     # tensor cores want these multiples; on a CPU they keep the number of shapes small
     multiple = 16 if accelerator.mixed_precision == "fp8" else 8
     compiler = accelerator.state.dynamo_plugin
-    if compiler.backend != DynamoBackend.NO and not compiler.dynamic:  # each length is compiled by itself
-        multiple = 32
+    if compiler.backend != DynamoBackend.NO and (compiler_records(accelerator) or not compiler.dynamic):
+        multiple = 16 if compiler.dynamic else 32  # each length is recorded or compiled by itself
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     mask = "attention_mask" in tokenizer.model_input_names
     return Collate(fill, max_length, multiple, tokenizer.padding_side == "left", mask)

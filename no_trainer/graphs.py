@@ -1,4 +1,4 @@
-"""A training step recorded as CUDA graphs, for the edit examples/edits/cuda_graphs.patch."""
+"""CUDA graphs: of a compiled model, and of a whole training step in the edit examples/edits/cuda_graphs.patch."""
 
 from collections.abc import Callable
 
@@ -6,11 +6,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
-from no_trainer.memory import allocate_gradients
 from no_trainer.messages import stop
 
 Batch = dict[str, torch.Tensor]
 Step = Callable[[Batch], tuple[torch.Tensor, ...]]
+
+
+def compiler_records(accelerator: Accelerator) -> bool:
+    """Whether the compiler makes CUDA graphs of the model, one for each length of the batches."""
+    return accelerator.state.dynamo_plugin.mode in ("reduce-overhead", "max-autotune")
+
+
+def allocate_gradients(model: torch.nn.Module) -> None:
+    """Give each parameter that learns a gradient of zeros."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
 
 def recorded(
@@ -24,13 +34,14 @@ def recorded(
     what it was when it was recorded; so the learning rate is kept in a tensor.
 
     Where it cannot be recorded, the step stays as it is: without a CUDA device, with several processes, in fp8,
-    and with the fp16 scaler, which asks the device after each step whether to skip it.
+    with the fp16 scaler, which asks the device after each step whether to skip it, and with a model that the
+    compiler records.
 
     Raises:
         SystemExit: 2, from the step, if something in it cannot be recorded, such as a question to the device.
     """
     alone_on_cuda = accelerator.device.type == "cuda" and accelerator.num_processes == 1
-    if not alone_on_cuda or accelerator.mixed_precision in ("fp16", "fp8"):
+    if not alone_on_cuda or accelerator.mixed_precision in ("fp16", "fp8") or compiler_records(accelerator):
         return lambda train_step: train_step
     for group in optimizer.param_groups:
         group["capturable"] = True

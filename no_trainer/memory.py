@@ -16,6 +16,7 @@ from datasets import Dataset
 from no_trainer.checks import trains
 from no_trainer.commands import resume_command
 from no_trainer.folder import checkpoints
+from no_trainer.graphs import allocate_gradients, compiler_records
 from no_trainer.labels import numbers
 from no_trainer.launch import say
 from no_trainer.messages import stop
@@ -74,20 +75,13 @@ def fit_batches(
 def own_gradients(accelerator: Accelerator, model: torch.nn.Module, accumulation: int) -> bool:
     """Give each gradient memory of its own if CUDA graphs would overwrite what is accumulated; returns whether.
 
-    A CUDA graph writes the gradients of every batch to the same place, and the first batch's would be
+    A compiled model's graph writes the gradients of every batch to the same place, and the first batch's would be
     taken from there as they are. Gradients that exist already are added to, so they must not be set to None.
     """
-    graphs = accelerator.state.dynamo_plugin.mode in ("reduce-overhead", "max-autotune")
-    if not graphs or accumulation == 1:
+    if not compiler_records(accelerator) or accumulation == 1:
         return False
     allocate_gradients(model)
     return True
-
-
-def allocate_gradients(model: torch.nn.Module) -> None:
-    """Give each parameter that learns a gradient of zeros."""
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
 
 def longest(data: Dataset, size: int) -> list[dict]:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import datasets
 import numpy as np
 import pytest
-from accelerate.utils import DynamoBackend
+from accelerate.utils import TorchDynamoPlugin
 from datasets import Dataset
 from transformers import AutoTokenizer
 
@@ -114,27 +114,27 @@ def test_grouping_saves_padding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "compiler", "dynamic", "max_length", "length"),
+    ("precision", "compiler", "max_length", "length"),
     [
-        ("no", DynamoBackend.NO, None, None, 8),
-        ("bf16", DynamoBackend.NO, None, None, 8),
-        ("fp8", DynamoBackend.NO, None, None, 16),
-        ("no", DynamoBackend.NO, None, 32, 32),
-        ("bf16", DynamoBackend.INDUCTOR, None, None, 32),
-        ("bf16", DynamoBackend.INDUCTOR, False, None, 32),
-        ("bf16", DynamoBackend.INDUCTOR, True, None, 8),
+        ("no", {}, None, 8),
+        ("bf16", {}, None, 8),
+        ("fp8", {}, None, 16),
+        ("no", {}, 32, 32),
+        ("bf16", {"backend": "inductor"}, None, 32),
+        ("bf16", {"backend": "inductor", "dynamic": False}, None, 32),
+        ("bf16", {"backend": "inductor", "dynamic": True}, None, 8),
+        ("bf16", {"backend": "inductor", "dynamic": True, "mode": "reduce-overhead"}, None, 16),
     ],
 )
 def test_what_a_batch_is_padded_to(
     tiny_model: Path,
     precision: str,
-    compiler: DynamoBackend,
-    dynamic: bool | None,
+    compiler: dict,
     max_length: int | None,
     length: int,
 ) -> None:
     """Few shapes, of which oneDNN keeps less; as long as tensor cores want them; a single one on XLA."""
-    state = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=compiler, dynamic=dynamic))
+    state = SimpleNamespace(dynamo_plugin=TorchDynamoPlugin(**compiler))
     where = SimpleNamespace(mixed_precision=precision, state=state)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     collate = make_collate(tokenizer, where, max_length)
@@ -154,7 +154,7 @@ def test_a_batch_is_that_of_the_tokenizers_own_pad(tiny_model: Path, kind: str, 
         tokenizer.padding_side = "left"
     elif kind == "no mask":
         tokenizer.model_input_names = ["input_ids", "token_type_ids"]
-    no_compiler = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
+    no_compiler = SimpleNamespace(dynamo_plugin=TorchDynamoPlugin())
     collate = make_collate(tokenizer, SimpleNamespace(mixed_precision="no", state=no_compiler), None)
     pairs = [("good bad", "fine"), ("nice " * 9, "poor " * 8), ("dull", "")]
     for names in (["input_ids"], ["input_ids", "token_type_ids"]):
