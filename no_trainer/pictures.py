@@ -1,5 +1,6 @@
 """Draws the pictures of the card, if matplotlib is installed."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,11 @@ def draw_curve(file: Path, lines: list[dict[str, Any]], metric: str, baseline: f
 
 
 def draw_confusion(file: Path, labels: list[str], matrix: list[list[int]] | None) -> bool:
-    """Plot true by predicted classes, coloured by share; returns whether it could."""
+    """Plot true by predicted classes, coloured by share; returns whether it could.
+
+    Raises:
+        UserWarning: the font lacks a character of a class, such as a Chinese one.
+    """
     if not matrix or len(labels) > MOST:
         return False
     try:
@@ -52,5 +57,7 @@ def draw_confusion(file: Path, labels: list[str], matrix: list[list[int]] | None
             color = "white" if shares[true, predicted] > 0.5 else "black"
             number = f"{counts[true, predicted]}"
             axis.text(predicted, true, number, ha="center", va="center", color=color, size=8)
-    figure.savefig(file)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Glyph .* missing")  # names drawn as boxes would say nothing
+        figure.savefig(file)
     return True

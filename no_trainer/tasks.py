@@ -94,8 +94,10 @@ def read_splits(args: argparse.Namespace, memory: dict[str, Any]) -> dict[str, D
         return {"ax": splits["test"]}
     other = next((name for name in VALIDATION if name in splits), None)
     if other and "validation" not in splits:
-        splits["validation"] = splits[other]
+        splits["validation"] = splits.pop(other)
     wanted = ["train", "validation", "validation_matched", "validation_mismatched"]
+    if unused := [name for name in splits if name not in wanted and not is_test(name)]:
+        say(f"{source} has more than train, validation and test; not used: {', '.join(unused)}")
     wanted += filter(is_test, splits if args.do_predict else [])
     splits = {name: data for name, data in splits.items() if name in wanted}
     if "train" not in splits and (trains(args) or not splits):

@@ -25,6 +25,12 @@ def test_too_many_classes_are_not_drawn(tmp_path: Path) -> None:
     assert not (tmp_path / "m.png").exists()
 
 
+def test_classes_that_the_font_cannot_write_are_not_drawn_as_boxes(tmp_path: Path) -> None:
+    with pytest.raises(UserWarning, match="Glyph .* missing"):
+        draw_confusion(tmp_path / "m.png", ["\U0001f98a", "b"], [[1, 0], [0, 1]])
+    assert not (tmp_path / "m.png").exists()
+
+
 def test_a_curve(tmp_path: Path) -> None:
     lines = [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.5}, {"step": 2, "eval_loss": 0.6, "eval_accuracy": 0.9}]
     draw_curve(tmp_path / "c.png", lines, "accuracy", 0.5)

@@ -341,10 +341,21 @@ def test_a_configuration_is_for_data_sets_by_name(capsys: pytest.CaptureFixture)
 
 
 @pytest.mark.parametrize("split", ["dev", "val", "valid"])
-def test_other_names_of_the_validation_split(tmp_path: Path, split: str) -> None:
+def test_other_names_of_the_validation_split(tmp_path: Path, split: str, capsys: pytest.CaptureFixture) -> None:
     text = "text,label\nx,a\ny,b\n"
     folder = hub_folder(tmp_path / "d", {"train": "1.csv", split: "2.csv"}, {"1.csv": text, "2.csv": text})
     assert rows_of("--dataset_name", folder) == {"train": ["x", "y"], "validation": ["x", "y"]}
+    assert "not used" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("others", [["validation_hard"], ["unsupervised", "dev"]])
+def test_splits_that_are_not_used_are_named(tmp_path: Path, capsys: pytest.CaptureFixture, others: list[str]) -> None:
+    text = "text,label\nx,a\ny,b\n"
+    splits = {"train": "1.csv", "validation": "1.csv", "test": "1.csv"} | dict.fromkeys(others, "1.csv")
+    folder = hub_folder(tmp_path / "d", splits, {"1.csv": text})
+    assert rows_of("--dataset_name", folder).keys() == {"train", "validation"}
+    said = f"{folder} has more than train, validation and test; not used: {', '.join(others)}\n"
+    assert said in capsys.readouterr().out
 
 
 def test_rows_whose_label_is_said_to_be_none_are_left_out_and_counted(
