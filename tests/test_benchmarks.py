@@ -150,6 +150,16 @@ def test_the_benchmark_of_one_gpu() -> None:
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_the_recorded_step() -> None:
+    printed = benchmark("replay.py", "--shape", "tiny", "--steps", 4)
+    times, kernels = (cells(rows) for rows in re.findall(r"((?:\|.+\n)+)", printed))
+    assert [row["lengths"] for row in times] == ["those of MNLI", "32", "48", "64", "128"]
+    *kinds, together = [float(row["ms"].replace(",", "")) for row in kernels]
+    assert sum(kinds) == pytest.approx(together, abs=0.1)
+    assert all(float(row["kernels"].replace(",", "")) > 0 for row in kernels if row["what"] != "compiled")
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_scale(tiny_model: Path) -> None:
     rows = cells(benchmark("scale.py", "--model", tiny_model, "--sizes", 100, 300, "--steps", 5))
     assert [row["rows"] for row in rows] == ["100", "100", "300", "300"]
