@@ -77,7 +77,7 @@ def write_card(
         has_pipeline=hasattr(model, "save_pretrained"),
         model=literal(run.repository or args.output_dir),
         question=literal(example(task)),
-        options=", top_k=None" * (task.problem_type == SEVERAL),
+        options=pipeline_options(task),
         curve="![Loss and score by step](training_curve.png)" * ("training_curve.png" in run.files),
         evaluations=markdown_table(evaluations(lines)),
         table=shown_lines(run.table),
@@ -88,6 +88,11 @@ def write_card(
     file = folder / "README.md"
     file.write_text(str(card), encoding="utf-8", errors="backslashreplace")
     return file
+
+
+def pipeline_options(task: Task) -> str:
+    """How to call a pipeline: texts are cut as in training; with several classes a row, all classes are told."""
+    return "truncation=True" + ", top_k=None" * (task.problem_type == SEVERAL)
 
 
 def example(task: Task) -> str | dict[str, str]:

@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
+from no_trainer.launch import say
 from no_trainer.messages import stop
 
 Batch = dict[str, torch.Tensor]
@@ -29,26 +30,32 @@ def recorded(
     """A decorator: the training step as CUDA graphs, one for each shape of batch.
 
     With gradient accumulation there are two for each shape: the last batch of an optimizer step has its own. The
-    first such batch runs as usual, the second is recorded, and from then on the recording is launched as a whole,
-    on the inputs of the batch. What the step returns must be tensors on the device. A Python value in it stays
-    what it was when it was recorded; so the learning rate is kept in a tensor.
+    first batch of a shape runs as usual, the second is recorded, and later ones launch the recording as a whole,
+    on their own inputs. What the step returns must be tensors on the device. A Python value in it stays what it
+    was when it was recorded; so the optimizer's learning rate is replaced by a tensor. With accumulation, the
+    model's gradients are allocated, since all graphs add to the same ones.
 
-    Where it cannot be recorded, the step stays as it is: without a CUDA device, with several processes, in fp8,
-    with the fp16 scaler, which asks the device after each step whether to skip it, and with a model that the
-    compiler records.
+    Where the step cannot be recorded, it stays as it is, and a line says why.
 
     Raises:
         SystemExit: 2, from the step, if something in it cannot be recorded, such as a question to the device.
     """
-    alone_on_cuda = accelerator.device.type == "cuda" and accelerator.num_processes == 1
-    if not alone_on_cuda or accelerator.mixed_precision in ("fp16", "fp8") or compiler_records(accelerator):
+    obstacles = {
+        "there is no CUDA device": accelerator.device.type != "cuda",
+        "there are several processes": accelerator.num_processes > 1,
+        "fp16 asks the device after each step whether to skip it": accelerator.mixed_precision == "fp16",
+        "fp8 was not tried": accelerator.mixed_precision == "fp8",
+        "the compiler records the model": compiler_records(accelerator),
+    }
+    if why := next((obstacle for obstacle, is_there in obstacles.items() if is_there), None):
+        say(f"the training step is not recorded as a CUDA graph: {why}")
         return lambda train_step: train_step
     for group in optimizer.param_groups:
         group["capturable"] = True
         group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=accelerator.device)
-    if accelerator.gradient_accumulation_steps > 1:  # all graphs add to the same gradients
+    if accelerator.gradient_accumulation_steps > 1:
         allocate_gradients(model)
-    usual, graphs = set(), {}  # by kind of batch
+    warmed_up, graphs = set(), {}  # by kind of batch
     stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def record(train_step: Step, inputs: Batch) -> tuple[torch.cuda.CUDAGraph, Batch, tuple[torch.Tensor, ...]]:
@@ -67,8 +74,8 @@ def recorded(
             kind = (accelerator.sync_gradients, *((name, tensor.shape) for name, tensor in batch.items()))
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                if kind not in usual:  # it also sets up what must not be recorded, such as the optimizer's state
-                    usual.add(kind)
+                if kind not in warmed_up:  # it also sets up what must not be recorded, such as the optimizer's state
+                    warmed_up.add(kind)
                     outputs = tuple(tensor.detach() for tensor in train_step(batch))
                 else:
                     if kind not in graphs:

@@ -178,14 +178,19 @@ def check_list(label: Any) -> list:
 
 
 def keep_answers(data: Dataset, name: str, task: Task) -> Dataset:
-    """A test split, with its labels only if the model could predict every one of them."""
+    """A test split, with its labels only if each row has one that the model could predict."""
     if "label" not in data.column_names:
         return data
-    labels = name_labels(data)["label"][:] if -1 not in data["label"][:] else [None]
     values = task.values or []
     known = {str(name): value for name, value in zip(task.labels or [], values, strict=True)}
     known |= {str(word): value for word, value in zip(task.words or [], values, strict=True)}
     known |= {str(value): value for value in values}
+    labels = test_labels(data, no_answer="-1" not in known)
+    unlabelled = sum(label is None for label in labels)
+    if 0 < unlabelled < len(labels):
+        say(f"{unlabelled} of {many(len(labels), 'row')} of the {name} data have no label, so it is not scored")
+    if unlabelled:
+        return data.remove_columns("label")
     try:
         if task.problem_type == NUMBER:
             answers = [to_number(label) for label in labels]
@@ -195,7 +200,20 @@ def keep_answers(data: Dataset, name: str, task: Task) -> Dataset:
             words = (str(label).lower() if isinstance(label, bool) else str(label) for label in labels)
             answers = [known[word if word in known else word.strip()] for word in words]
     except (TypeError, ValueError, KeyError):
-        if any(label not in (None, "", -1) for label in labels):
-            say(f"the labels of the {name} data are not all known to the model, so it is not scored")
+        say(f"the labels of the {name} data are not all known to the model, so it is not scored")
         return data.remove_columns("label")
     return data.remove_columns("label").add_column("label", answers)
+
+
+def test_labels(data: Dataset, no_answer: bool) -> list[Any]:
+    """The labels of a test split, those of a ClassLabel as words, and None for each row without one.
+
+    A ClassLabel's -1 means no label; so do other labels that are all -1, if `no_answer`.
+    """
+    feature, labels = data.features["label"], data["label"][:]
+    if isinstance(feature, ClassLabel):
+        return [None if label in (None, -1) else feature.names[label] for label in labels]
+    if isinstance(names := inner(feature), ClassLabel):
+        return [None if label is None or -1 in label else [names.names[n] for n in label] for label in labels]
+    hidden = no_answer and all(label == -1 for label in labels)
+    return [None if hidden or label == "" else label for label in labels]

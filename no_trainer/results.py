@@ -17,7 +17,7 @@ import transformers
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from no_trainer.card import is_card, write_card
+from no_trainer.card import is_card, pipeline_options, write_card
 from no_trainer.commands import literal, quote
 from no_trainer.folder import BEST
 from no_trainer.glue import Task
@@ -200,7 +200,7 @@ def summary(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any
     if args.output_dir and results["step"] and hasattr(model, "save_pretrained"):
         question = {"text": "...", "text_pair": "..."} if len(task.text_columns) == 2 else "..."
         model_name = literal(args.output_dir)
-        ask = f'print(pipeline("text-classification", {model_name})({literal(question)}))'
+        ask = f'print(pipeline("text-classification", {model_name})({literal(question)}, {pipeline_options(task)}))'
         lines.append(f"to ask it: python -c {quote(f'from transformers import pipeline; {ask}')}")
     if classes:
         lines += class_lines(classes, min(SHOWN, max(5, rows - len(lines) - 8)))

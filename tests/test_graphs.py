@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
-from conftest import ROOT, fresh_accelerate, log_lines
+from accelerate import PartialState
+from conftest import ROOT, log_lines
 from test_edits import no_dropout, run_edited  # noqa: F401 (fixtures)
 
 from no_trainer.graphs import recorded
@@ -22,19 +22,6 @@ STEPS = ["--max_train_steps", 20, "--logging_steps", 1, "--learning_rate", 1e-3]
 def logged(folder: Path, what: str = "loss") -> list[float]:
     """Of each step."""
     return [line[what] for line in log_lines(folder) if "learning_rate" in line]
-
-
-def test_without_a_cuda_device_the_step_stays_as_it_is() -> None:
-    fresh_accelerate()
-    accelerator, model = Accelerator(cpu=True), torch.nn.Linear(2, 2)
-    optimizer = accelerator.prepare(torch.optim.AdamW(model.parameters(), lr=1e-3))
-
-    def train_step(batch: dict) -> tuple:
-        return (batch["x"],)
-
-    assert recorded(accelerator, model, optimizer)(train_step) is train_step
-    assert optimizer.param_groups[0]["lr"] == 1e-3
-    assert not optimizer.param_groups[0]["capturable"]
 
 
 @GPU
@@ -62,18 +49,26 @@ def test_recorded_steps_are_eager_ones(
 
 
 @pytest.mark.parametrize(
-    "where",
-    [{"num_processes": 2}, {"mixed_precision": "fp16"}, {"mixed_precision": "fp8"}, {"mode": "reduce-overhead"}],
+    ("where", "why"),
+    [
+        ({"device": torch.device("cpu")}, "there is no CUDA device"),
+        ({"num_processes": 2}, "there are several processes"),
+        ({"mixed_precision": "fp16"}, "fp16 asks the device after each step whether to skip it"),
+        ({"mixed_precision": "fp8"}, "fp8 was not tried"),
+        ({"mode": "reduce-overhead"}, "the compiler records the model"),
+    ],
 )
-def test_where_it_cannot_be_recorded_the_step_stays_as_it_is(where: dict) -> None:
-    usual = {"num_processes": 1, "mixed_precision": "bf16", "mode": "default"} | where
-    compiler = SimpleNamespace(mode=usual.pop("mode"))
-    state = SimpleNamespace(dynamo_plugin=compiler)
-    accelerator = SimpleNamespace(device=torch.device("cuda"), state=state, **usual)
-    model = torch.nn.Linear(2, 2)
+def test_where_it_cannot_be_recorded_the_step_stays_as_it_is(
+    where: dict, why: str, capsys: pytest.CaptureFixture
+) -> None:
+    PartialState()
+    usual = {"device": torch.device("cuda"), "num_processes": 1, "mixed_precision": "bf16", "mode": "default"} | where
+    state = SimpleNamespace(dynamo_plugin=SimpleNamespace(mode=usual.pop("mode")))
+    accelerator, model = SimpleNamespace(state=state, **usual), torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     assert recorded(accelerator, model, optimizer)(logged) is logged
-    assert optimizer.param_groups[0]["lr"] == 1e-3
+    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["capturable"]) == (1e-3, False)
+    assert capsys.readouterr().out == f"the training step is not recorded as a CUDA graph: {why}\n"
 
 
 ASKS_THE_DEVICE = """

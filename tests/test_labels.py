@@ -4,13 +4,16 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate import PartialState
 from conftest import load, sentences, write_csv
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 
 from no_trainer.classes import warn_of_labels
+from no_trainer.glue import Task
+from no_trainer.labels import keep_answers
 
 
 @pytest.mark.parametrize(
@@ -113,3 +116,37 @@ def test_a_label_that_the_model_does_not_know_is_refused(
     with pytest.raises(SystemExit):
         run("--model_name_or_path", trained, "--validation_file", valid, "--num_train_epochs", 0)
     assert "(row 2 of the validation data) has the label 'nasty'" in capsys.readouterr().err
+
+
+NONE = ClassLabel(names=["Bug", "None"])
+SIGNS = {"labels": ["-1", "0", "1"], "words": ["-1", "0", "1"], "values": [-1, 0, 1]}
+WORDS = {"labels": ["Bug", "None"], "words": ["Bug", "None"], "values": ["Bug", "None"]}
+
+
+@pytest.mark.parametrize(
+    ("task", "feature", "given", "kept", "said"),
+    [
+        (WORDS, Value("string"), [None, None], None, ""),  # no label is not the class None
+        (WORDS, Value("string"), ["Bug", None], None, "1 of 2 rows of the test data have no label"),
+        (WORDS, Value("string"), ["Bug", "None"], ["Bug", "None"], ""),
+        (WORDS, NONE, [-1, -1], None, ""),
+        (WORDS, NONE, [0, -1], None, "1 of 2 rows of the test data have no label"),
+        (WORDS, NONE, [1, 0], ["None", "Bug"], ""),
+        (WORDS | {"several": True}, List(NONE), [[0], [1, 0]], [["Bug"], ["None", "Bug"]], ""),
+        (WORDS | {"several": True}, List(NONE), [[0], [-1]], None, "1 of 2 rows of the test data have no label"),
+        (WORDS | {"several": True}, List(NONE), [[0], []], [["Bug"], []], ""),
+        (SIGNS, Value("int64"), [-1, 1], [-1, 1], ""),  # where -1 is a class, it is one
+        (SIGNS, Value("int64"), [-1, -1], [-1, -1], ""),
+        (SIGNS, Value("int64"), [-1, 7], None, "are not all known"),
+        ({"labels": None, "values": None}, Value("float64"), [-1.0, 2.5], [-1.0, 2.5], ""),
+        ({"labels": None, "values": None}, Value("float64"), [-1.0, -1.0], None, ""),  # as STS-B has them
+    ],
+)
+def test_labels_of_a_test_split(
+    task: dict, feature: Any, given: list, kept: list | None, said: str, capsys: pytest.CaptureFixture
+) -> None:
+    data = Dataset.from_dict({"label": given}, features=Features({"label": feature}))
+    answers = keep_answers(data.add_column("text", ["x", "y"]), "test", Task([], ["text"], **task))
+    assert (answers["label"][:] if "label" in answers.column_names else None) == kept
+    out = capsys.readouterr().out
+    assert said in out if said else not out
