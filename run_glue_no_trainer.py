@@ -120,7 +120,7 @@ from no_trainer.weights import load_best, note_best
 def make_encode(tokenizer: Tokenizer, task: Task) -> Callable[[dict[str, list]], dict[str, list]]:
     """Returns `encode(rows)`, from lists of the text columns and `label` to the model's inputs and `labels`.
 
-    The result is cached; if you change this function, everything is tokenized again.
+    The result is cached, and made again if you change this function (but not one that it imports from elsewhere).
     """
     class_ids = {value: index for index, value in enumerate(task.values or [])}
     # token types only for pairs, and if the tokenizer uses them; the attention mask is made at padding
@@ -247,7 +247,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
 
     # The run, from its start or from a checkpoint
     set_seed(args.seed, device_specific=True)  # dropout differs between processes
-    settings = fixed_settings(args, global_batch, warmup_steps, max_steps, train_data, eval_data, described)
+    settings = fixed_settings(args, task, global_batch, warmup_steps, max_steps, train_data, eval_data, described)
     run = open_run(args, accelerator, model, settings, sampler.steps_per_epoch, max_steps, table)
     progress = run.progress
     checkpoint_steps = steps_between_checkpoints(args)  # 0: none, or one after each epoch
@@ -256,7 +256,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     bar = progress_bar("Training", total=max_steps, initial=progress.step)
 
     # The training loop. With --max_train_steps, steps that the fp16 scaler skips may take another epoch
-    while progress.epoch < num_epochs or progress.step < (args.max_train_steps or 0):
+    while progress.step < max_steps and (args.max_train_steps or progress.epoch < num_epochs):
         if out_of_patience(run, task):
             break
         model.train()
@@ -297,14 +297,14 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
         read_losses(run)  # stops the run if one is not finite, and names its step
         scores, predictions = evaluate_model(run, final_model, task, eval_loaders)
         progress.results = scores | run.position()
-        progress.epoch, progress.batch = progress.epoch + 1, 0
+        epoch = run.end_epoch()
         log(run, progress.results)
         say(score_line(progress.results))
         note_best(run, final_model, task, predictions)
         if args.checkpointing_steps == "epoch":
-            save_checkpoint(run, model, f"epoch_{progress.epoch - 1}")
+            save_checkpoint(run, model, f"epoch_{epoch}")
         if args.push_to_hub:
-            share_model(run, final_model, tokenizer, task, f"Training in progress, epoch {progress.epoch}")
+            share_model(run, final_model, tokenizer, task, f"Training in progress, epoch {epoch + 1}")
 
     bar.close()
     if progress.results.get("step") != progress.step:  # nothing was trained, or nothing was left to train

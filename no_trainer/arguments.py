@@ -142,8 +142,7 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
     add("--max_train_samples", type=POSITIVE, help="train on the first N rows only")
     add("--max_eval_samples", type=POSITIVE, help="evaluate on the first N rows only")
     add("--max_predict_samples", type=POSITIVE, help="predict the first N rows only")
-    workers = "processes that tokenize (default: depends on the number of rows)"
-    add("--preprocessing_num_workers", type=POSITIVE, help=workers)
+    add("--preprocessing_num_workers", type=POSITIVE, help="processes that tokenize (default: by the number of rows)")
     add("--dataloader_num_workers", type=COUNT, default=0, help="processes that load batches")
 
 
@@ -184,8 +183,9 @@ def read_arguments(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.config is not None:
         flags, warm_up = read_config(args.config, parser), ("--num_warmup_steps", "--warmup_ratio")
-        if any(word.startswith(warm_up) for word in argv):  # it replaces both flags of the file
-            flags = [flag for flag in flags if not flag.startswith(warm_up)]
+        for given, replaced in ((warm_up, warm_up), ("--num_train_epochs", "--max_train_steps")):
+            if any(word.startswith(given) for word in argv):
+                flags = [flag for flag in flags if not flag.startswith(replaced)]
         args = parser.parse_args([*flags, *argv])
     return check_arguments(args, argv)
 

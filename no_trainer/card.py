@@ -25,12 +25,6 @@ BASELINES = {
 EXAMPLE = {"text": "The parcel came a day early.", "text_pair": "The parcel was late."}
 
 
-def is_card(file: Path) -> bool:
-    """Whether a README.md is a model card: it begins with a block of metadata for the hub."""
-    with open(file, encoding="utf-8", errors="replace") as lines:
-        return lines.readline().strip() == "---"
-
-
 def write_card(
     run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any], lines: list[dict[str, Any]]
 ) -> Path:
@@ -99,7 +93,7 @@ def example(task: Task) -> str | dict[str, str]:
     """The example input for a pipeline."""
     if len(task.text_columns) == 2:
         return EXAMPLE
-    return f" {task.separator} ".join([EXAMPLE["text"]] * max(1, len(task.text_columns) - 1))
+    return f" {task.separator} ".join([EXAMPLE["text"]] * len(task.text_columns))
 
 
 def text(value: Any) -> str:

@@ -15,16 +15,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from datasets import Dataset
-from torch.distributed.tensor import DTensor
 
 from no_trainer.batches import fingerprint
 from no_trainer.checks import IN_USE, check_contents
 from no_trainer.commands import resume_command
 from no_trainer.folder import BEST, checkpoints, clear, clear_aside, damage, hold, remove, seal
+from no_trainer.glue import Task
 from no_trainer.hub import make_repository
 from no_trainer.launch import all_or_none, optional, say, together
 from no_trainer.memory import is_out_of_memory
 from no_trainer.messages import is_launched, show, stop
+from no_trainer.models import weights_are_finite
 from no_trainer.run import Progress, Run, end_trackers, read_losses, start_trackers
 from no_trainer.signals import StopSignal
 
@@ -33,6 +34,7 @@ UNLIKELY_SEED = 6_755_399_441_055_744  # a seed that nobody uses
 
 def fixed_settings(
     args: argparse.Namespace,
+    task: Task,
     global_batch: int,
     warmup_steps: int,
     max_steps: int,
@@ -46,6 +48,7 @@ def fixed_settings(
     flags = {name: getattr(args, name) for name in names}
     validation = " ".join(map(fingerprint, eval_data.values()))
     data = {"data": fingerprint(train_data), "validation_data": validation}
+    flags |= {"metric_for_best_model": task.best_metric}
     return flags | {"global_batch_size": global_batch, "schedule": schedule} | data | {"model": model}
 
 
@@ -108,6 +111,7 @@ def open_folder(
     clear_aside(folder)
     if checkpoint:
         shutil.copy(checkpoint / "log.jsonl", folder / "log.jsonl")  # without later steps
+        (folder / BEST).unlink(missing_ok=True)
         if (checkpoint / BEST).exists():
             shutil.copy(checkpoint / BEST, folder / BEST)
     elif (folder / "log.jsonl").exists():  # of the run to replace
@@ -167,7 +171,8 @@ def resume(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path,
                 f"--resume_from_checkpoint {checkpoint}: {name} was {was} there and is {value} "
                 "here; take the same, or start a new run in another --output_dir"
             )
-    if args.load_best_model_at_end and not (checkpoint / BEST).exists():  # it was not kept before
+    if args.load_best_model_at_end and progress.best and not (checkpoint / BEST).exists():
+        say("the weights of the best evaluation so far were not kept: the best from here on is saved")
         progress.best = {}
     torch.manual_seed(UNLIKELY_SEED)
     try:
@@ -217,15 +222,6 @@ def save_checkpoint(run: Run, model: torch.nn.Module, name: str) -> None:
     first = accelerator.is_main_process
     if together(accelerator, write, aside, needed):
         together(accelerator, lambda: first and seal(folder, name, limit), aside, needed)
-
-
-def weights_are_finite(accelerator: Accelerator, model: torch.nn.Module) -> bool:
-    """Whether the weights on all processes are finite numbers."""
-    # with ZeRO-3, a process has a part of each weight, `ds_tensor`
-    parts = [getattr(weight, "ds_tensor", weight).detach() for weight in model.parameters()]
-    norm = torch.nn.utils.get_total_norm(parts)
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    return bool(accelerator.reduce(norm).isfinite())
 
 
 def leave(run: Run, model: torch.nn.Module) -> NoReturn:

@@ -28,7 +28,7 @@ NEEDS_FOLDER = (
 
 def trains(args: argparse.Namespace) -> bool:
     """Whether the run trains, and not only evaluates or predicts."""
-    return bool(args.num_train_epochs or args.max_train_steps)
+    return bool(args.num_train_epochs)
 
 
 def check_interpreter() -> None:
@@ -63,6 +63,8 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
     for flag in ("--train_file", "--validation_file", "--test_file", "--text_column_names"):
         if sum(word.partition("=")[0] == flag for word in argv) > 1:
             stop(f"{flag} is given twice; it takes several values, one after the other")
+    if args.max_train_steps and not args.num_train_epochs:
+        stop("--num_train_epochs 0 trains nothing, and --max_train_steps trains: leave one of them out")
     files = {flag: names for flag, names in vars(args).items() if flag.endswith("_file") and names}
     training = trains(args)
     named = [f"--{flag}" for flag in ("task_name", "dataset_name") if getattr(args, flag)]
@@ -81,7 +83,12 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
         flags = "--text_column_names, --label_column_name and --do_regression"
         stop(f"{flags} are for your own data: a GLUE task has its own columns")
     for flag, names in files.items():
-        setattr(args, flag, [file for name in names for file in find_files(flag, name)])
+        found = [file for name in names for file in find_files(flag, name)]
+        real: dict[str, str] = {}
+        for file in found:
+            if (other := real.setdefault(os.path.realpath(file), file)) != file or found.count(file) > 1:
+                stop(f"--{flag}: {file} is given twice" + f", the first time as {other}" * (other != file))
+        setattr(args, flag, found)
     if args.do_predict and not (source or args.test_file):
         stop("--do_predict needs a --test_file")
     if args.test_file and not args.do_predict:
@@ -228,7 +235,8 @@ def check_contents(folder: Path, args: argparse.Namespace) -> None:
     # `latest` also starts a first run, so that the same command starts and restarts a job
     if resume == "latest" and (folder / "all_results.json").exists() and not checkpoints(folder):
         stop(f"--output_dir {folder} holds a run that has ended and no checkpoint to go on from; {instead}")
-    if not resume and (folder / "log.jsonl").exists():
+    own = resume and (resume == "latest" or Path(resume).resolve().parent == folder.resolve())
+    if not own and (folder / "log.jsonl").exists():
         go_on = "continue it with --resume_from_checkpoint latest if it has checkpoints"
         stop(f"--output_dir {folder} holds an earlier run: {go_on}, {instead}")
     strange = [name for name in (*WRITTEN, BEST) if (folder / name).exists()]

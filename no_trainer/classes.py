@@ -1,6 +1,7 @@
 """Finds the classes of the data, and matches them with those of a model."""
 
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -54,13 +55,23 @@ def warn_of_labels(counts: Counter[str]) -> None:
     """Warn of common mistakes in a column of classes; `counts` has the number of rows of each."""
     alike: dict[str, list[str]] = {}
     for label in sorted(counts):
-        alike.setdefault(" ".join(label.lower().split()), []).append(repr(label))
+        seen = "".join(c for c in unicodedata.normalize("NFKC", label) if unicodedata.category(c) != "Cf")
+        alike.setdefault(" ".join(seen.lower().split()), []).append(repr(label))
     for names in alike.values():
         if len(names) > 1:
-            say(f"warning: the labels {' and '.join(names)} differ only in capitals or spaces")
+            same = " and ".join(names)
+            say(f"warning: the labels {same} differ only in capitals or spaces, or in how they are encoded")
+    joined = (label for label in counts if "|" in label and counts.keys() & set(label.split("|")))
+    listed = (label for label in counts if re.fullmatch(r"\[.*\]", label.strip()))
+    if example := next(joined, None) or next(listed, None):
+        say(f"warning: {example!r} is one class here; a row with several takes a list of them, in JSON or parquet")
     number = re.compile(NUMBERS["float64"])
     odd = sorted(repr(label) for label in counts if not number.fullmatch(label.strip()))
-    if all(re.fullmatch(r"-?\d+,\d+", label) for label in counts):
+    marked = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?|-?\d+(\.\d+)?\s*%")
+    written = [label for label in counts if marked.fullmatch(label.strip())]
+    if written and all(label in written or number.fullmatch(label.strip()) for label in counts):
+        say(f"warning: labels such as {written[0]!r} are classes; to predict numbers, write 1200 or 0.15")
+    elif all(re.fullmatch(r"-?\d+,\d+", label) for label in counts):
         say("warning: labels with a decimal comma are classes; to predict numbers, write 1.5")
     elif len(counts) > 8 and all(re.fullmatch(r"-?\d+", label) for label in counts):
         say("warning: whole numbers are classes; --do_regression predicts them as numbers")
@@ -75,11 +86,9 @@ def match_labels(names: list[str], data: Dataset | None) -> list[Any]:
     """The data's label for each class of a model: its name in any case, or a number."""
     written = data.unique("label") if data and not is_list(data.features["label"]) else []
     if not written or not all(isinstance(label, int) for label in written):
-        spelled = {str(label).lower(): label for label in written}
-        return [spelled.get(name.lower(), name) for name in names]
+        return spelled_alike(names, {str(label): label for label in written})
     if own := getattr(data.features["label"], "names", None):
-        numbers = {name.lower(): number for number, name in enumerate(own)}
-        return [numbers.get(name.lower(), name) for name in names]
+        return spelled_alike(names, {name: number for number, name in enumerate(own)})
     standing = numbers_in_names(names)
     by_name = set(written) <= set(standing)
     values = standing if by_name else list(range(len(names)))
@@ -91,11 +100,24 @@ def match_labels(names: list[str], data: Dataset | None) -> list[Any]:
     return values
 
 
+def spelled_alike(names: list[str], labels: dict[str, Any]) -> list[Any]:
+    """For each name what `labels` has for it, or for a word that differs only in capitals; otherwise the name."""
+    lower = [name.lower() for name in names]
+    others = {word.lower(): label for word, label in labels.items() if word not in names}
+    clear = {name: others[name] for name in others.keys() & set(lower) if lower.count(name) == 1}
+    return [labels.get(name, clear.get(name.lower(), name)) for name in names]
+
+
 def numbers_in_names(names: list[str]) -> list[int]:
     """The number in each name, as in `4 stars`; [] unless each name has one, and all differ."""
     found = [re.findall(r"-?\d+", n) for n in names if not re.match("label_", n, re.IGNORECASE)]
     values = {int(numbers[0]) for numbers in found if len(numbers) == 1}
     return [int(numbers[0]) for numbers in found] if len(values) == len(names) else []
+
+
+def nameless(names: list[str]) -> bool:
+    """Whether a model's classes have the names that transformers gives to those without one."""
+    return all(re.fullmatch(r"label_\d+", name, re.IGNORECASE) for name in names)
 
 
 def in_models_order(task: Task, config: PretrainedConfig, new_head: bool = False) -> Task:
@@ -106,12 +128,14 @@ def in_models_order(task: Task, config: PretrainedConfig, new_head: bool = False
     if not task.labels:
         return task
     names = [str(config.id2label[index]) for index in sorted(config.id2label)]
-    keys = [name.lower() for name in names]
+    folded = all(len({name.lower() for name in found}) == len(found) for found in (names, task.labels))
+    fold = str.lower if folded else str  # capitals count if nothing else tells two classes apart
+    keys = [fold(name) for name in names]
+    place = {fold(label): index for index, label in enumerate(task.labels)}
     standing = numbers_in_names(names)
     integers = all(isinstance(value, int) for value in task.values)
-    if standing and integers and set(task.values) <= set(standing):
+    if not place.keys() <= set(keys) and standing and integers and set(task.values) <= set(standing):
         keys = list(map(str, standing))
-    place = {label.lower(): index for index, label in enumerate(task.labels)}
     missing = [name for key, name in zip(keys, names, strict=True) if key not in place]
     if place.keys() <= set(keys) and len(set(keys)) == len(keys) and not (missing and new_head):
         if missing:
@@ -124,7 +148,7 @@ def in_models_order(task: Task, config: PretrainedConfig, new_head: bool = False
         two = task.metrics == METRICS["two classes"]
         metrics = METRICS["classes"] if missing and two else task.metrics
         return replace(task, values=values, words=words, labels=names, metrics=metrics)
-    if not all(re.fullmatch(r"label_\d+", key) for key in keys):
+    if not nameless(names):
         say(
             f"warning: the model's labels ({', '.join(names)}) are not the data's "
             f"({', '.join(task.labels)}); the data's are used"

@@ -15,6 +15,7 @@ from no_trainer.messages import stop, suggestion
 
 PAIRS = [{"sentence1", "sentence2"}, {"premise", "hypothesis"}]
 PAIRS += [{"question", "answer"}, {"text", "text_pair"}]
+TEXTS = {"text", "text_pair", "sentence", "sentence1", "sentence2"}  # always taken for texts, whatever is in them
 ROW_NUMBERS = ("id", "idx", "index", "guid", "uuid")
 ROW_NUMBERS += ("__index_level_0__", "unnamed: 0")  # written by pandas
 CODES = (  # cells that are not text
@@ -82,10 +83,10 @@ def find_text_columns(data: Dataset, label: str = "label") -> list[str]:
     strings = [name for name in named if is_string(features[name])]
     texts = {name: [cell or "" for cell in sample.column(name).to_pylist()] for name in strings}
     texts = {name: cells for name, cells in texts.items() if any(map(str.strip, cells))} or texts
-    texts = {name: cells for name, cells in texts.items() if not is_code(cells)} or texts
+    texts = {name: cells for name, cells in texts.items() if name in TEXTS or not is_code(cells)} or texts
     if len(texts) > 1 and label in data.column_names:
         answers = list(map(str, sample.column(label).to_pylist()))
-        texts = {n: cells for n, cells in texts.items() if not gives_away(cells, answers)} or texts
+        texts = {n: cells for n, cells in texts.items() if n in TEXTS or not gives_away(cells, answers)} or texts
     found = list(texts or named)[:2]
     if len(found) == 2 and set(map(str.lower, found)) not in PAIRS:
         others = [name for name in names if name not in found]

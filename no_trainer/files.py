@@ -90,7 +90,8 @@ def read_file(file: str) -> Dataset:
     """The rows of one file, parsed once and then cached; cells of .csv and .tsv files are text."""
     if file.lower().endswith(".parquet"):
         check_parquet(file)
-        return attempt(file, lambda: load_dataset("parquet", data_files=glob.escape(file), split="train"))
+        name = checksum(Path(file))  # datasets alone goes by the time at which the file was written
+        return attempt(file, lambda: load_dataset("parquet", name, data_files=glob.escape(file), split="train"))
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "run_glue_no_trainer"
     # named after checksums of the file, its reader and the table: no stale or damaged one is used
     content = "-".join(map(checksum, (Path(file), Path(__file__), Path(cells.__file__))))

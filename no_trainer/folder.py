@@ -147,12 +147,20 @@ def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
+def is_card(file: Path) -> bool:
+    """Whether a README.md is a model card: it begins with a block of metadata for the hub."""
+    with open(file, encoding="utf-8", errors="replace") as lines:
+        return lines.readline().strip() == "---"
+
+
 def clear(folder: Path) -> None:
     """Remove what an earlier run has left in its folder, and nothing else."""
-    names = ["log.jsonl", "all_results.json", BEST, "glue_no_trainer"]
+    names = ["log.jsonl", "all_results.json", "model.safetensors", "config.json", BEST, "glue_no_trainer"]
     names += ["training_curve.png", "confusion_matrix.png"]
     tables = r"predict_results(_(mis)?matched)?\.csv|validation_predictions(_mm)?\.csv"
     predictions = [file for file in folder.glob("*.csv") if re.fullmatch(tables, file.name)]
+    card = folder / "README.md"
+    names += ["README.md"] * (card.is_file() and not card.is_symlink() and is_card(card))
     for old in [*checkpoints(folder), *predictions, *(folder / name for name in names)]:
         remove(old)
 

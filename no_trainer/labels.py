@@ -87,7 +87,9 @@ def check_lists(data: Dataset, name: str, where: Where) -> Dataset:
         return data.remove_columns("label").add_column("label", words, feature=List(Value("string")))
     widths, values = {len(label) for label in labels}, {value for label in labels for value in label}
     repeats = any(len(set(label)) < len(label) for label in labels)
-    if len(widths) == 1 and values <= {0, 1} and not any(isinstance(x, bool) for x in values) and repeats:
+    alike = len(labels) > 1 and len({frozenset(label) for label in labels}) == 1  # such as [0, 1] and [1, 0]
+    flags = len(widths) == 1 and values <= {0, 1} and (repeats or alike)
+    if flags or any(isinstance(value, bool) or value != int(value) for value in values if not isinstance(value, str)):
         stop(f"the labels of the {name} data look like a 0 or 1 for each class; give the names of a row's classes")
     return data.cast_column("label", List(Value("string"))) if names.dtype == "null" else data
 
@@ -148,9 +150,11 @@ def listed(data: Dataset, name: str) -> Dataset:
     return data.cast_column("label", List(Value("string")))
 
 
-def check_values(data: Dataset, name: str, values: list[Any] | None, where: Where) -> None:
-    """Stop unless each label is one of `values` or, if they are None, a number up to 1e18."""
-    several = is_list(data.features["label"])
+def check_values(data: Dataset, name: str, values: list[Any] | None, several: bool, where: Where) -> None:
+    """Stop unless each label is one of `values` or, if they are None, a number up to 1e18; or `several`, in lists."""
+    if is_list(data.features["label"]) != several:
+        expected = "takes lists of them" if several else "takes one for each row"
+        stop(f"the labels of the {name} data are {'words or numbers' if several else 'lists'}; the model {expected}")
     labels = data["label"][:]
     found = {value for row in labels for value in row} if several else set(data.unique("label"))
     known = set(values) if values else {x for x in found if not isinstance(x, str) and abs(x) <= 1e18}
@@ -170,6 +174,13 @@ def to_number(label: Any) -> float:
     return float(written)
 
 
+def to_word(label: Any) -> str:
+    """A label of one class as a word: true and false as in training, and 1.0 as 1."""
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
+    return str(label).lower() if isinstance(label, bool) else str(label)
+
+
 def check_list(label: Any) -> list:
     """The label, if it is a list of classes; raises TypeError otherwise: a word would be read by its letters."""
     if not isinstance(label, list):
@@ -182,9 +193,9 @@ def keep_answers(data: Dataset, name: str, task: Task) -> Dataset:
     if "label" not in data.column_names:
         return data
     values = task.values or []
-    known = {str(name): value for name, value in zip(task.labels or [], values, strict=True)}
+    known = {str(value): value for value in values}  # a name counts more than a number of the data
     known |= {str(word): value for word, value in zip(task.words or [], values, strict=True)}
-    known |= {str(value): value for value in values}
+    known |= {str(name): value for name, value in zip(task.labels or [], values, strict=True)}
     labels = test_labels(data, no_answer="-1" not in known)
     unlabelled = sum(label is None for label in labels)
     if 0 < unlabelled < len(labels):
@@ -196,9 +207,8 @@ def keep_answers(data: Dataset, name: str, task: Task) -> Dataset:
             answers = [to_number(label) for label in labels]
         elif task.problem_type == SEVERAL:
             answers = [[known[str(word)] for word in check_list(label)] for label in labels]
-        else:  # true and false are words, as in training
-            words = (str(label).lower() if isinstance(label, bool) else str(label) for label in labels)
-            answers = [known[word if word in known else word.strip()] for word in words]
+        else:
+            answers = [known[word if word in known else word.strip()] for word in map(to_word, labels)]
     except (TypeError, ValueError, KeyError):
         say(f"the labels of the {name} data are not all known to the model, so it is not scored")
         return data.remove_columns("label")

@@ -1,5 +1,6 @@
 """Metrics of GLUE and of own data, scores per class, and the baseline that needs no model."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,8 +20,8 @@ from sklearn.metrics import (
 )
 from torch.nn import functional as F
 
-from no_trainer.glue import NUMBER, ONE, SEVERAL, Task, suffix
-from no_trainer.labels import numbers
+from no_trainer.glue import METRICS, NUMBER, ONE, SEVERAL, Task, suffix
+from no_trainer.labels import NUMBERS, numbers
 from no_trainer.launch import say
 from no_trainer.messages import stop
 
@@ -69,16 +70,26 @@ class GlueMetric(evaluate.Metric):
 
 
 def compute_metrics(task: Task, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    """The task's metrics; `f1` is that of the second class in sorted order.
+    """The task's metrics; `f1` is that of `second_class`.
 
     Both arrays hold class ids or numbers, [rows]; with several classes, 0 and 1, [rows, classes].
     """
     metric = GlueMetric(config_name=task.problem_type, keep_in_memory=True)
-    positive = task.values.index(sorted(task.values)[1]) if "f1" in task.metrics else 0
+    positive = second_class(task) if "f1" in task.metrics else 0
     if task.problem_type == SEVERAL:
         predictions, references = predictions.astype(np.int64), references.astype(np.int64)
     options = {"names": task.metrics, "positive": positive}
     return metric.compute(predictions=predictions, references=references, **options)
+
+
+def second_class(task: Task) -> int:
+    """The id of the class whose F1 counts: in GLUE its label 1, otherwise the second by its name, as sorted."""
+    names = task.values
+    if task.metrics == METRICS["two classes"]:
+        names = [str(word) for word in task.words or task.labels]
+        if all(re.fullmatch(NUMBERS["float64"], name) for name in names):
+            names = [float(name) for name in names]
+    return names.index(sorted(names)[1])
 
 
 def score_classes(task: Task, predictions: np.ndarray, references: np.ndarray) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import xxhash
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_file
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 from transformers import PreTrainedModel as Model
 
@@ -206,3 +207,12 @@ def name_model(model: torch.nn.Module) -> str:
     number = xxhash.xxh32_hexdigest(json.dumps(config, sort_keys=True, default=str).encode())
     size = sum(p.numel() for p in model.parameters())
     return f"{type(model).__name__} of {size:,} parameters, configuration {number}"
+
+
+def weights_are_finite(accelerator: Accelerator, model: torch.nn.Module) -> bool:
+    """Whether the weights on all processes are finite numbers."""
+    # with ZeRO-3, a process has a part of each weight, `ds_tensor`
+    parts = [getattr(weight, "ds_tensor", weight).detach() for weight in model.parameters()]
+    norm = torch.nn.utils.get_total_norm(parts)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return bool(accelerator.reduce(norm).isfinite())

@@ -28,7 +28,10 @@ def write_answers(run: Run, task: Task, name: str, split: Dataset, logits: torch
         part = {"test_mismatched": "mnli_mm", "ax": "ax"}.get(name, args.task_name)
         file = folder / "glue" / f"{TEST_FILES[part]}.tsv"
         write(file, server_rows(task, part, logits), "\t")
-        pack_submission(folder / "glue")
+        if args.max_predict_samples:
+            say(f"warning: {file} has the first rows only; the server takes all")
+        else:
+            pack_submission(folder / "glue")
     else:
         file = folder / f"predict_results{name.removeprefix('test')}.csv"
         write(file, answer_rows(task, split, logits, shares), ",")

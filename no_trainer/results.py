@@ -17,9 +17,9 @@ import transformers
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from no_trainer.card import is_card, pipeline_options, write_card
+from no_trainer.card import pipeline_options, write_card
 from no_trainer.commands import literal, quote
-from no_trainer.folder import BEST
+from no_trainer.folder import BEST, is_card
 from no_trainer.glue import Task
 from no_trainer.hub import finish_upload, upload
 from no_trainer.launch import optional, say

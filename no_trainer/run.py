@@ -75,6 +75,13 @@ class Run:
         epochs = progress.epoch + progress.batch / self.steps_per_epoch
         return {"step": progress.step, "epoch": epochs}
 
+    def end_epoch(self) -> int:
+        """Count the epoch, unless --max_train_steps has ended it early; returns its number, from 0."""
+        epoch = self.progress.epoch
+        if self.progress.batch == self.steps_per_epoch:
+            self.progress.epoch, self.progress.batch = epoch + 1, 0
+        return epoch
+
 
 def plan_schedule(args: argparse.Namespace, max_steps: int) -> tuple[int, int]:
     """The numbers of warm-up steps and of all steps, for transformers' `get_scheduler`."""

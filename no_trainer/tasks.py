@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Value
 from transformers import AutoConfig
 
 from no_trainer.checks import MEMORY, trains
-from no_trainer.classes import find_classes, match_labels
+from no_trainer.classes import find_classes, match_labels, nameless
 from no_trainer.columns import check_columns, choose_label_column, choose_text_columns, count_empty, first_unreadable
 from no_trainer.files import place_of, read_dataset, read_files
 from no_trainer.glue import CLASSES, METRICS, NUMBER, ONE, SEVERAL, Task, is_test
@@ -28,7 +28,7 @@ from no_trainer.labels import (
     type_labels,
 )
 from no_trainer.launch import say
-from no_trainer.messages import many, stop
+from no_trainer.messages import many, some, stop
 from no_trainer.models import from_pretrained
 
 VALIDATION = ("dev", "valid", "val")  # other names of this split
@@ -64,9 +64,12 @@ def load_data(args: argparse.Namespace, fold: int = 4, folds: int = 10) -> tuple
     for name, data in splits.items():
         limit = limits["test" if is_test(name) else name.split("_")[0]]
         splits[name] = data.select(range(min(limit or len(data), len(data))))
-    one_class = task.problem_type == ONE and "train" in splits and len(splits["train"].unique("label")) < 2
-    if args.max_train_samples and one_class:
-        say("warning: --max_train_samples leaves rows of one class: the file is sorted; shuffle it")
+    if args.max_train_samples and task.problem_type == ONE and "train" in splits:
+        lost = set(labelled["train"].unique("label")) - set(splits["train"].unique("label"))
+        names = [str(label) for value, label in zip(task.values, task.labels, strict=True) if value in lost]
+        if names:
+            gone = some(names, len(names))
+            say(f"warning: --max_train_samples leaves no row of {gone}; if the file is sorted, shuffle it")
     return splits, task
 
 
@@ -164,6 +167,9 @@ def find_task(
         values, labels = [0, 1, 2], CLASSES["ax"]
     elif train is not None:
         values, labels = find_classes(train, told=args.do_regression)
+        config = None if trains(args) or not labels else from_pretrained(AutoConfig, args)
+        if config and nameless(list(config.id2label.values())):
+            say(f"the classes of the model have no names; they are taken in this order: {', '.join(labels)}")
         feature = train.features["label"]
         kind = SEVERAL if is_list(feature) else ONE
         known = CLASSES.get(args.task_name, [])
@@ -176,7 +182,7 @@ def find_task(
             values = match_labels(labels, splits.get("validation"))
             kind = SEVERAL if config.problem_type == SEVERAL else ONE
     for name, data in splits.items():
-        check_values(data, name, values, where)
+        check_values(data, name, values, kind == SEVERAL, where)
     kind = NUMBER if values is None else kind
     own = {NUMBER: "regression", SEVERAL: "several classes"}.get(kind)
     own = own or ("two classes" if len(values) == 2 else "classes")

@@ -43,6 +43,8 @@ def note_best(run: Run, model: torch.nn.Module, task: Task, latest: dict[str, Pr
         progress.waited += 1
         return
     progress.waited = 0
+    if not best_is_saved and run.args.output_dir and run.accelerator.is_main_process:
+        (Path(run.args.output_dir) / BEST).unlink(missing_ok=True)  # of a best that was, kept before a resume
     if best_is_saved:
         weights, aside = whole_weights(run, model), Path(run.args.output_dir) / ".best.partial"
         once = {weight.data_ptr(): name for name, weight in weights.items()}  # tied weights only once

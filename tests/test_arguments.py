@@ -232,3 +232,24 @@ def test_after_the_imports_an_error_keeps_its_traceback(own_files: list, tiny_mo
     assert ended.returncode == 1
     assert "Traceback" in ended.stderr
     assert ended.stderr.splitlines()[-1] == "ValueError: no 'twelve' here"
+
+
+def test_epochs_on_the_command_line_win_over_steps_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"train_file: {__file__}.csv\nmodel_name_or_path: m\nmax_train_steps: 100\n")
+    file = tmp_path / "t.csv"
+    file.write_text("text,label\n")
+    flags = ["--config", str(tmp_path / "c.yaml"), "--train_file", str(file)]
+    assert script.parse_args(flags).max_train_steps == 100
+    evaluating = script.parse_args([*flags, "--num_train_epochs", "0"])
+    assert (evaluating.num_train_epochs, evaluating.max_train_steps) == (0, None)
+    assert script.parse_args([*flags, "--max_train_steps", "5"]).max_train_steps == 5
+
+
+@pytest.mark.parametrize("names", [["t.csv", "t.csv"], ["*.csv", "t.csv"], ["t.csv", "link.csv"]])
+def test_a_file_that_is_given_twice_is_named(tmp_path: Path, names: list, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "t.csv").write_text("text,label\n")
+    if "link.csv" in names:
+        (tmp_path / "link.csv").symlink_to(tmp_path / "t.csv")
+    with pytest.raises(SystemExit):
+        script.parse_args(["--model_name_or_path", "m", "--train_file", *(str(tmp_path / name) for name in names)])
+    assert "is given twice" in capsys.readouterr().err

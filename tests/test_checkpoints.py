@@ -309,3 +309,47 @@ def test_a_checkpoint_of_other_contents_is_one_line(
         run(*flags)
     assert exit_.value.code == 2
     assert f"--resume_from_checkpoint {checkpoint} cannot be loaded: " in capsys.readouterr().err
+
+
+def test_a_constant_schedule_that_was_cut_goes_on_with_the_rest_of_its_epoch(
+    run: Callable, own_files: list, tmp_path: Path
+) -> None:
+    flags = [*own_files, "--lr_scheduler_type", "constant", "--checkpointing_steps", "epoch", "--logging_steps", 1]
+    run(*flags, "--max_train_steps", 11, "--output_dir", tmp_path / "whole")
+    run(*flags, "--max_train_steps", 3, "--output_dir", tmp_path / "cut")
+    assert json.loads((tmp_path / "cut" / "epoch_0" / "progress.json").read_text())["batch"] == 3
+    run(*flags, "--max_train_steps", 11, "--resume_from_checkpoint", "latest", "--output_dir", tmp_path / "cut")
+    steps = [[line["loss"] for line in log_lines(tmp_path / name) if "loss" in line] for name in ("whole", "cut")]
+    assert steps[1] == steps[0]
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_another_metric_for_the_best_model_is_not_resumed(
+    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    flags = [
+        *own_files,
+        "--load_best_model_at_end",
+        "--checkpointing_steps",
+        "epoch",
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    run(*flags, "--num_train_epochs", 1)
+    with pytest.raises(SystemExit):
+        run(*flags, "--num_train_epochs", 1, "--metric_for_best_model", "loss", "--resume_from_checkpoint", "latest")
+    assert "metric_for_best_model was accuracy there and is loss here" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_replaced_by_one_that_goes_on_from_elsewhere(
+    run: Callable, three_checkpoints: list, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run(*own_files, "--max_train_steps", 1, "--output_dir", tmp_path / "other")
+    before = weights(tmp_path / "other")
+    flags = [*three_checkpoints[:-1], tmp_path / "other", "--resume_from_checkpoint", tmp_path / "out" / "step_2"]
+    with pytest.raises(SystemExit):
+        run(*flags)
+    assert "other holds an earlier run" in capsys.readouterr().err
+    assert weights(tmp_path / "other") == before
+    flags[flags.index(tmp_path / "other")] = tmp_path / "new"
+    assert run(*flags)["step"] == 6

@@ -169,3 +169,41 @@ def test_a_head_that_is_not_the_datas_starts_anew_when_asked(
         run(*flags)
     assert "has a head of another size than the 3 labels" in capsys.readouterr().err
     assert run(*flags, "--ignore_mismatched_sizes")["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "values"),
+    [
+        (["IT", "it"], ["it", "IT"], ["IT", "it"]),
+        (["IT", "it"], ["IT"], ["IT", "it"]),  # the class that has no row is not that of the other
+        (["Spam", "Ham"], ["spam", "ham"], ["spam", "ham"]),
+        (["Spam", "Ham"], ["spam", "Ham"], ["spam", "Ham"]),
+        (["A", "a"], ["b", "a"], ["A", "a"]),
+    ],
+)
+def test_capitals_tell_classes_apart_where_nothing_else_does(names: list, labels: list, values: list) -> None:
+    assert match_labels(names, Dataset.from_dict({"label": labels})) == values
+
+
+def test_training_goes_on_with_classes_that_differ_in_capitals(capsys: pytest.CaptureFixture) -> None:
+    task = in_models_order(classes(["IT", "it"], "two classes"), config(["it", "IT"]))
+    assert (task.labels, task.values) == (["it", "IT"], ["it", "IT"])
+    assert not capsys.readouterr().out
+
+
+def test_numbers_in_the_names_of_a_class_label_are_part_of_the_names(capsys: pytest.CaptureFixture) -> None:
+    levels = Task(METRICS["two classes"], ["text"], [0, 1], ["level 0", "level 1"], ["level 0", "level 1"])
+    task = in_models_order(levels, config(["level 1", "level 0"]))
+    assert (task.labels, task.values) == (["level 1", "level 0"], [1, 0])
+    assert not capsys.readouterr().out
+
+
+def test_the_order_of_classes_without_names_is_told(
+    run: Callable, own_files: list, tiny_model: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Nothing is trained, so that the head must be taken as it is."""
+    said = "the classes of the model have no names; they are taken in this order: negative, positive"
+    run(*own_files, "--num_train_epochs", 0)
+    assert said in capsys.readouterr().out
+    run(*own_files, "--max_train_steps", 1)
+    assert said not in capsys.readouterr().out

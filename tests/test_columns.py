@@ -142,3 +142,14 @@ def test_columns_without_a_filled_cell_are_no_texts() -> None:
     columns = {"a": [""] * 8, "b": [None] * 8, "body": [f"words {row}" for row in range(8)], "label": list("ababbaab")}
     data = Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Value("string"))))
     assert find_text_columns(data) == ["body"]
+
+
+@pytest.mark.parametrize(
+    "texts", [["play music", "stop", "louder"], [f"https://example.org/{row}" for row in range(40)]]
+)
+def test_a_column_called_text_is_read_whatever_is_in_it(tmp_path: Path, texts: list) -> None:
+    """Few texts, each with one label, or addresses: the column of users has more variety and no say."""
+    users = [f"user {'abcde'[row % 5]}{'fghijklm'[row % 8]}" for row in range(40)]
+    rows = [[texts[row % len(texts)], users[row], "abc"[row % len(texts) % 3]] for row in range(40)]
+    file = write_csv(tmp_path / "t.csv", ["text", "user", "label"], rows)
+    assert load(file)[1].text_columns[0] == "text"

@@ -528,6 +528,9 @@ def test_cross_validation(own_files: list, tiny_model: Path, tmp_path: Path) -> 
     assert len({result["validation_data"] for result in results}) == 5
     values = [result["eval_accuracy"] for result in results]
     assert f"eval_accuracy: {statistics.mean(values):.4f} ± {statistics.stdev(values):.4f} (5 folds)" in ended.stdout
+    ended = start(file, *flags, "--validation_file", own_files[3], "--output_dir", tmp_path / "fixed")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "cross-validation takes a --train_file and no --validation_file" in ended.stderr
 
 
 def test_gradual_unfreezing(run_edited: Callable, own_files: list, tiny_model: Path, tmp_path: Path) -> None:

@@ -125,8 +125,12 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
     "a seed too large": (with_flags("--seed", 5_000_000_000), "--seed: must be at least 0 and at most 2.14748e+09"),
     "steps without number": (with_flags("--max_train_steps", "9" * 401), "--max_train_steps: must be at least 1"),
     "steps without rows": (
-        lambda f: ["--validation_file", f / "good.csv", "--num_train_epochs", 0, "--max_train_steps", 5],
+        lambda f: ["--validation_file", f / "good.csv", "--num_train_epochs", 1, "--max_train_steps", 5],
         "what to train on?",
+    ),
+    "no epochs but some steps": (
+        lambda f: ["--train_file", f / "good.csv", "--num_train_epochs", 0, "--max_train_steps", 5],
+        "--num_train_epochs 0 trains nothing, and --max_train_steps trains",
     ),
     "negative rate": (with_flags("--learning_rate", "-1e-5"), "--learning_rate"),
     "infinite rate": (with_flags("--learning_rate", "inf"), "--learning_rate: must be at least 0, not inf"),
@@ -151,7 +155,7 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
     "a data set and files": (with_flags("--dataset_name", "imdb"), "--dataset_name and --train_file cannot"),
     "ax for training": (lambda _: ["--task_name", "ax"], "--num_train_epochs 0 --do_predict"),
     "ax for some steps": (
-        lambda _: ["--task_name", "ax", "--num_train_epochs", 0, "--do_predict", "--max_train_steps", 5],
+        lambda _: ["--task_name", "ax", "--do_predict", "--max_train_steps", 5],
         "--num_train_epochs 0 --do_predict",
     ),
     "GLUE's columns renamed": (

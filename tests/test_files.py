@@ -1,6 +1,7 @@
 """Own files: every row is a row, every cell is read as it is written, and each is parsed once."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -228,3 +229,12 @@ def test_a_data_set_of_a_test_split_alone_is_predicted(run: Callable, trained: P
     Dataset.from_list(rows).to_parquet(tmp_path / "data" / "test.parquet")
     flags = ["--model_name_or_path", trained, "--dataset_name", tmp_path / "data", "--num_train_epochs", 0]
     assert run(*flags, "--do_predict", "--output_dir", tmp_path / "out")["test_accuracy"] == 1
+
+
+def test_a_parquet_file_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
+    """Even if its time is the same, as some archives and builds set it."""
+    for rows in (12, 20):
+        data = {"text": [f"row {row}" for row in range(rows)], "label": ["ab"[row % 2] for row in range(rows)]}
+        Dataset.from_dict(data).to_parquet(tmp_path / "t.parquet")
+        os.utime(tmp_path / "t.parquet", (1e9, 1e9))
+        assert len(read_files([str(tmp_path / "t.parquet")], [])) == rows

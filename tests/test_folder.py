@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, log_lines, weights
 
+import run_glue_no_trainer as script
 from no_trainer.folder import LOCK, checkpoints, clear, damage, hold, is_free, let_go
 
 
@@ -107,6 +108,20 @@ def test_overwriting_clears_the_earlier_run(run: Callable, own_files: list, tmp_
     assert not checkpoints(tmp_path)
     assert (tmp_path / "notes.txt").exists()
     assert (tmp_path / "step_by_step").exists()
+
+
+def test_an_overwritten_run_that_is_killed_leaves_no_model_of_the_run_before(
+    run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(*own_files, "--max_train_steps", 1, "--output_dir", tmp_path)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "progress_bar", killed)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(*own_files, "--max_train_steps", 1, "--overwrite_output_dir", "--output_dir", tmp_path)
+    assert not {"model.safetensors", "config.json", "README.md"} & {file.name for file in tmp_path.iterdir()}
 
 
 def test_folders_of_other_programs_stay(run: Callable, own_files: list, tiny_model: Path, tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def test_a_label_that_the_model_does_not_know_is_refused(
 
 NONE = ClassLabel(names=["Bug", "None"])
 SIGNS = {"labels": ["-1", "0", "1"], "words": ["-1", "0", "1"], "values": [-1, 0, 1]}
+NUMERALS = {"labels": ["1", "2", "3"], "words": ["1", "2", "3"], "values": [0, 1, 2]}
 WORDS = {"labels": ["Bug", "None"], "words": ["Bug", "None"], "values": ["Bug", "None"]}
 
 
@@ -138,6 +139,10 @@ WORDS = {"labels": ["Bug", "None"], "words": ["Bug", "None"], "values": ["Bug", 
         (SIGNS, Value("int64"), [-1, 1], [-1, 1], ""),  # where -1 is a class, it is one
         (SIGNS, Value("int64"), [-1, -1], [-1, -1], ""),
         (SIGNS, Value("int64"), [-1, 7], None, "are not all known"),
+        (SIGNS, Value("float64"), [-1.0, 1.0], [-1, 1], ""),
+        (NUMERALS, ClassLabel(names=["1", "2", "3"]), [0, 2], [0, 2], ""),  # the names, not the numbers in the file
+        (NUMERALS, Value("int64"), [1, 3], [0, 2], ""),
+        (NUMERALS, Value("string"), ["1", "3"], [0, 2], ""),
         ({"labels": None, "values": None}, Value("float64"), [-1.0, 2.5], [-1.0, 2.5], ""),
         ({"labels": None, "values": None}, Value("float64"), [-1.0, -1.0], None, ""),  # as STS-B has them
     ],
@@ -148,5 +153,25 @@ def test_labels_of_a_test_split(
     data = Dataset.from_dict({"label": given}, features=Features({"label": feature}))
     answers = keep_answers(data.add_column("text", ["x", "y"]), "test", Task([], ["text"], **task))
     assert (answers["label"][:] if "label" in answers.column_names else None) == kept
+    out = capsys.readouterr().out
+    assert said in out if said else not out
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["\u00e9t\u00e9", "e\u0301te\u0301"], "or in how they are encoded"),
+        (["bug", "bug\u200b"], "or in how they are encoded"),
+        (["billing", "urgent", "billing|urgent"], "'billing|urgent' is one class here"),
+        (["['a']", "['a', 'b']"], "is one class here; a row with several takes a list"),
+        (["1,200", "950"], "labels such as '1,200' are classes"),
+        (["15 %", "20 %"], "labels such as '15 %' are classes"),
+        (["a|b", "c"], ""),
+        (["10", "9"], ""),
+    ],
+)
+def test_labels_that_are_seldom_meant_as_they_are(labels: list, said: str, capsys: pytest.CaptureFixture) -> None:
+    PartialState()
+    warn_of_labels(Counter(dict.fromkeys(labels, 20)))
     out = capsys.readouterr().out
     assert said in out if said else not out

@@ -11,7 +11,7 @@ from conftest import sentences, write_csv
 from scipy import stats
 
 from no_trainer.glue import METRICS, Task
-from no_trainer.metrics import compute_metrics
+from no_trainer.metrics import compute_metrics, second_class
 
 
 def task(name: str, values: list | None = (0, 1), labels: list | None = ("no", "yes")) -> Task:
@@ -50,6 +50,23 @@ def test_f1_is_that_of_the_datas_second_class_in_any_order_of_the_models() -> No
     straight = score("mrpc", [1, 1, 0, 0], [1, 0, 0, 0])
     turned = score("mrpc", [0, 0, 1, 1], [0, 1, 1, 1], values=[1, 0], labels=["yes", "no"])
     assert straight == turned
+
+
+@pytest.mark.parametrize(
+    ("values", "words", "metrics", "second"),
+    [
+        ([0, 1], ["pos", "neg"], "two classes", 0),  # of a ClassLabel, as of the same words in a .csv file
+        (["neg", "pos"], ["neg", "pos"], "two classes", 1),
+        (["2", "10"], ["2", "10"], "two classes", 1),  # a model's names, without data
+        ([0, "pos"], ["neg", "pos"], "two classes", 1),  # the data has one class only
+        ([0, 1], ["not_equivalent", "equivalent"], "mrpc", 1),
+        ([1, 0], ["equivalent", "not_equivalent"], "mrpc", 0),
+    ],
+)
+def test_f1_is_that_of_the_same_class_in_every_kind_of_file(
+    values: list, words: list, metrics: str, second: int
+) -> None:
+    assert second_class(Task(METRICS[metrics], ["text"], values, words, words)) == second
 
 
 def test_metrics_need_no_network_and_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -187,3 +188,36 @@ def test_a_word_is_not_taken_for_the_list_of_its_letters(
     results = run("--train_file", train, *flags)
     assert not [name for name in results if name.startswith("test_")]
     assert "so it is not scored" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "labels", [[[0, 1], [1, 0]], [[True, False, True], [False, True, True]], [[0.1, 0.9], [0.8, 0.2]]]
+)
+def test_a_flag_for_each_class_is_no_list_of_classes(
+    tmp_path: Path, labels: list, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [{"text": f"row {number}", "label": labels[number % 2]} for number in range(40)]
+    with pytest.raises(SystemExit):
+        load(write(tmp_path / "t.jsonl", rows))
+    assert "look like a 0 or 1 for each class; give the names" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("trained", "label", "said"),
+    [
+        ("lists", "b", "words or numbers; the model takes lists"),
+        ("words", ["b"], "lists; the model takes one for each row"),
+    ],
+)
+def test_a_trained_model_is_not_evaluated_on_the_other_kind(
+    run: Callable, tmp_path: Path, trained: str, label: Any, said: str, capsys: pytest.CaptureFixture
+) -> None:
+    """A word would be found in other words: `toxic` in `severe_toxic`."""
+    rows = [{"text": f"good {n}", "label": ["ab"[n % 2]] if trained == "lists" else "ab"[n % 2]} for n in range(40)]
+    run("--train_file", write(tmp_path / "t.jsonl", rows), "--max_train_steps", 1, "--output_dir", tmp_path / "out")
+    valid = write(tmp_path / "v.jsonl", [{"text": "good", "label": label}] * 3)
+    flags = ["--model_name_or_path", tmp_path / "out", "--num_train_epochs", 0, "--validation_file", valid]
+    with pytest.raises(SystemExit) as exit_:
+        run(*flags)
+    assert exit_.value.code == 2
+    assert f"the labels of the validation data are {said}" in capsys.readouterr().err

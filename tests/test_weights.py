@@ -186,3 +186,21 @@ def test_a_tracker_that_fails_does_not_change_what_a_signal_does(
         run(*own_files, "--max_train_steps", 1, "--output_dir", tmp_path)
     assert exit_.value.code == 128 + signal.SIGTERM
     assert "a tracker could not be closed: RuntimeError: its server is gone" in capsys.readouterr().out
+
+
+def test_best_weights_of_another_evaluation_are_not_saved_as_the_best(
+    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A run that keeps its best weights goes on without keeping them, and then with it again."""
+    keep, out = "--load_best_model_at_end", ["--output_dir", tmp_path]
+    flags = [*own_files, "--learning_rate", 3e-3, "--lr_scheduler_type", "constant", *out]
+    flags += ["--metric_for_best_model", "loss", "--checkpointing_steps", "epoch"]
+    run(*flags, keep, "--num_train_epochs", 1)
+    again = ["--resume_from_checkpoint", "latest"]
+    run(*flags, "--num_train_epochs", 2, *again)
+    capsys.readouterr()
+    results = run(*flags, keep, "--num_train_epochs", 3, *again)
+    assert "the weights of the best evaluation so far were not kept" in capsys.readouterr().out
+    assert results["best_step"] == results["step"]
+    evaluated = run("--model_name_or_path", tmp_path, *own_files, "--num_train_epochs", 0)
+    assert evaluated["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-5)
