@@ -256,7 +256,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     bar = progress_bar("Training", total=max_steps, initial=progress.step)
 
     # The training loop. With --max_train_steps, steps that the fp16 scaler skips may take another epoch
-    while progress.step < max_steps and (args.max_train_steps or progress.epoch < num_epochs):
+    while run.goes_on(num_epochs):
         if out_of_patience(run, task):
             break
         model.train()

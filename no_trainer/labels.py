@@ -158,12 +158,13 @@ def check_values(data: Dataset, name: str, values: list[Any] | None, several: bo
     labels = data["label"][:]
     found = {value for row in labels for value in row} if several else set(data.unique("label"))
     known = set(values) if values else {x for x in found if not isinstance(x, str) and abs(x) <= 1e18}
-    if unknown := found - known:  # the square of 1e18 still fits float32
-        rows = enumerate(labels if several else [[label] for label in labels])
-        of_row = ((row, value) for row, label in rows for value in label)
-        row, value = next((n, x) for n, x in of_row if x in unknown or x != x)
-        why = "is not a number from -1e18 to 1e18" if values is None else "was never trained"
-        stop(f"{where(name, row)} has the label {value!r}, which {why}")
+    unknown = found - known  # the square of 1e18 still fits float32
+    for row, label in enumerate(labels if unknown else []):
+        for value in label if several else [label]:
+            is_nan = value != value
+            if value in unknown or is_nan:
+                why = "is not a number from -1e18 to 1e18" if values is None else "was never trained"
+                stop(f"{where(name, row)} has the label {value!r}, which {why}")
 
 
 def to_number(label: Any) -> float:

@@ -18,10 +18,12 @@ from no_trainer.run import Run
 CHUNK = 10_000  # rows held in memory as Python objects
 
 
-def write_answers(run: Run, task: Task, name: str, split: Dataset, logits: torch.Tensor, shares: torch.Tensor) -> None:
+def write_answers(
+    run: Run, task: Task, name: str, split: Dataset, logits: torch.Tensor, probabilities: torch.Tensor
+) -> None:
     """Write the answers for a split: predict_results.csv, or a file for GLUE's server.
 
-    `logits` and the probabilities, `shares`, are [rows, classes].
+    `logits` and `probabilities` are [rows, classes].
     """
     args, folder = run.args, Path(run.args.output_dir)
     if args.task_name:
@@ -34,11 +36,11 @@ def write_answers(run: Run, task: Task, name: str, split: Dataset, logits: torch
             pack_submission(folder / "glue")
     else:
         file = folder / f"predict_results{name.removeprefix('test')}.csv"
-        write(file, answer_rows(task, split, logits, shares), ",")
+        write(file, answer_rows(task, split, logits, probabilities), ",")
     say(f"{len(logits)} predictions are in {file}")
 
 
-def answer_rows(task: Task, split: Dataset, logits: torch.Tensor, shares: torch.Tensor) -> Iterator[list[Any]]:
+def answer_rows(task: Task, split: Dataset, logits: torch.Tensor, probabilities: torch.Tensor) -> Iterator[list[Any]]:
     """The header, then each row: number, texts, label if it has one, answer, probabilities."""
     labelled = "label" in split.column_names
     others = ["label"] * labelled + ["prediction"]
@@ -49,7 +51,7 @@ def answer_rows(task: Task, split: Dataset, logits: torch.Tensor, shares: torch.
         rows = slice(first, first + CHUNK)
         columns = [split[rows][name] for name in task.text_columns]
         columns += [[spell(task, label) for label in split[rows]["label"]]] if labelled else []
-        part = shares[rows]
+        part = probabilities[rows]
         answers = zip(named(task, logits[rows]), sure(task, part), part.tolist(), strict=True)
         for number, (answer, share, each) in enumerate(answers, first):
             cells = [number + 1, *(column[number - first] for column in columns), answer]
@@ -76,11 +78,11 @@ def joined(names: Iterable[str]) -> str:
     return "|".join(name.replace("|", r"\|") for name in names)
 
 
-def sure(task: Task, shares: torch.Tensor) -> list[float]:
+def sure(task: Task, probabilities: torch.Tensor) -> list[float]:
     """The probability of each answer; with several classes, that of the least certain one."""
     if task.problem_type == SEVERAL:
-        return torch.maximum(shares, 1 - shares).min(-1).values.tolist()
-    return shares.max(-1).values.tolist()
+        return torch.maximum(probabilities, 1 - probabilities).min(-1).values.tolist()
+    return probabilities.max(-1).values.tolist()
 
 
 def spell(task: Task, label: Any) -> Any:
@@ -95,7 +97,13 @@ def spell(task: Task, label: Any) -> Any:
 
 
 def write_mistakes(
-    run: Run, task: Task, name: str, split: Dataset, logits: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor
+    run: Run,
+    task: Task,
+    name: str,
+    split: Dataset,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    probabilities: torch.Tensor,
 ) -> list[str]:
     """Write validation_predictions.csv, greatest loss first; returns a line on the worst three."""
     losses = row_losses(task, logits, labels)
@@ -113,7 +121,7 @@ def write_mistakes(
             columns = [taken[column][:] for column in task.text_columns]
             columns.append([spell(task, label) for label in taken["label"][:]])
             columns.append(named(task, logits[part]))
-            columns += [sure(task, shares[part])] if task.labels else []
+            columns += [sure(task, probabilities[part])] if task.labels else []
             for place, cells in enumerate(zip(*columns, losses[part].tolist(), strict=True)):
                 *texts, label, answer = cells[: len(task.text_columns) + 2]
                 if len(worst) < 3 and label != answer:

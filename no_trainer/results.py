@@ -111,14 +111,14 @@ def describe_model(run: Run, model: torch.nn.Module, task: Task, results: dict[s
 
 
 def tell_mistakes(
-    run: Run, task: Task, splits: dict[str, Dataset], probabilities: Callable[[Task, torch.Tensor], torch.Tensor]
+    run: Run, task: Task, splits: dict[str, Dataset], to_probabilities: Callable[[Task, torch.Tensor], torch.Tensor]
 ) -> None:
     """Write the validation predictions, worst first, and note the first three mistakes."""
     if not run.args.output_dir or not run.accelerator.is_main_process:
         return
     for name, (logits, labels) in run.predictions.items():
-        shares = probabilities(task, logits)
-        work = lambda: write_mistakes(run, task, name, splits[name], logits, labels, shares)  # noqa: E731
+        probabilities = to_probabilities(task, logits)
+        work = lambda: write_mistakes(run, task, name, splits[name], logits, labels, probabilities)  # noqa: E731
         run.mistakes += optional("the validation predictions could not be written", work) or []
 
 
@@ -138,7 +138,7 @@ def write_predictions(
     name: str,
     split: Dataset,
     logits: torch.Tensor,
-    shares: torch.Tensor,
+    probabilities: torch.Tensor,
     scores: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the answers for a split; returns its `scores`, if any, as `test_<metric>`."""
@@ -147,7 +147,7 @@ def write_predictions(
     found = {f"test_{metric}{name.removeprefix('test')}": value for metric, value in scores.items()}
     if run.accelerator.is_main_process:
         try:
-            write_answers(run, task, name, split, logits, shares)
+            write_answers(run, task, name, split, logits, probabilities)
         except OSError as error:
             if not run.progress.step:
                 stop(f"the predictions could not be written: {error}.", code=1)

@@ -56,7 +56,7 @@ class Run:
     max_steps: int  # of the whole run
     table: str  # of the data
     repository: str | None = None  # on the hub
-    begun: float = field(default_factory=time.perf_counter)  # as if never interrupted
+    begun: float = field(default_factory=time.perf_counter)  # moved back by the seconds of the run before a resume
     mark: tuple[int, float] = (0, 0.0)  # step and time from which the speed is measured
     unread: list[tuple] = field(default_factory=list)  # rate, loss and norm, still on the device
     uploads: list[Future] = field(default_factory=list)
@@ -74,6 +74,13 @@ class Run:
         progress = self.progress
         epochs = progress.epoch + progress.batch / self.steps_per_epoch
         return {"step": progress.step, "epoch": epochs}
+
+    def goes_on(self, num_epochs: int) -> bool:
+        """Whether a step is left to take or, after a resume, the evaluation after the last step is missing."""
+        progress = self.progress
+        if progress.step < self.max_steps:
+            return bool(self.args.max_train_steps) or progress.epoch < num_epochs
+        return progress.step == self.max_steps > 0 and progress.results.get("step") != progress.step
 
     def end_epoch(self) -> int:
         """Count the epoch, unless --max_train_steps has ended it early; returns its number, from 0."""

@@ -212,6 +212,8 @@ def hold_out(data: Dataset, fold: int, folds: int) -> dict[str, Dataset]:
     names, counts = np.unique(labels, return_counts=True)
     alone = set(names[counts == 1]) if labels.dtype.kind != "f" else set()
     held = [row for row in rows[min(fold, len(rows) - 1) :: folds] if labels[row] not in alone]
+    if len(alone) == len(names) >= folds:
+        stop(f"every label is that of one row only, such as {names[0]}; --label_column_name names the right column")
     if not held or len(held) == len(data):
         stop(f"{many(len(data), 'row')} are too few to hold some out: give a --validation_file")
     share = f"{len(held)} rows of {len(data)}"

@@ -39,6 +39,10 @@ def load_tokenizer(args: argparse.Namespace, config: PretrainedConfig, pairs: bo
         limit = f"but the model knows {config.vocab_size} tokens"
         hint = "name another with --tokenizer_name"
         stop(f"--{flag} {name}: its tokenizer pads with token {tokenizer.pad_token_id}, {limit}; {hint}")
+    size = getattr(config, "vocab_size", None)  # many models have up to 1 % more, for a round number
+    if args.tokenizer_name and size and len(tokenizer) < 0.97 * size:
+        own = f"it has {len(tokenizer):,} tokens, the model {size:,}"
+        say(f"warning: the tokenizer of --tokenizer_name {name} does not seem to be the model's: {own}")
     if pairs:
         separate(tokenizer)
     return tokenizer

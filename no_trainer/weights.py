@@ -1,7 +1,6 @@
 """Collects the weights, keeps those of the best evaluation, and saves the model."""
 
 import contextlib
-import math
 import os
 from pathlib import Path
 
@@ -35,8 +34,9 @@ def note_best(run: Run, model: torch.nn.Module, task: Task, latest: dict[str, Pr
     """
     progress, name = run.progress, f"eval_{task.best_metric}"
     best_is_saved = run.args.load_best_model_at_end
-    sign = -1 if task.best_metric.startswith(("loss", "mse")) else 1
-    better = sign * progress.results[name] > sign * progress.best.get(name, -sign * math.inf)
+    new, old = progress.results[name], progress.best.get(name)
+    lower_is_better = task.best_metric.startswith(("loss", "mse"))
+    better = old is None or (new < old if lower_is_better else new > old)
     if not best_is_saved:
         run.predictions = latest
     if not better:

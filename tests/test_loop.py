@@ -115,7 +115,7 @@ def test_max_train_steps_wins_over_epochs(run: Callable, own_files: list, tmp_pa
     assert evaluations == [(8, 1.0), (11, 1.375)]
 
 
-@pytest.mark.parametrize("stopped_at", ["step_3", "step_8", "epoch_0", "step_13"])
+@pytest.mark.parametrize("stopped_at", ["step_3", "step_8", "epoch_0", "step_13", "step_16"])
 def test_resuming_ends_in_the_same_bytes(run: Callable, own_files: list, tmp_path: Path, stopped_at: str) -> None:
     """Dropout on, accumulation on; in the middle of an epoch, and before and after an evaluation."""
     common = [*own_files, "--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2]

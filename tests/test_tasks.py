@@ -468,3 +468,11 @@ def test_the_model_remembers_its_label_column(run: Callable, tmp_path: Path, cap
     other = write_csv(tmp_path / "other.csv", ["text", "team", "label"], [(*row, f"{row[1]}_new") for row in rows])
     run("--model_name_or_path", model, "--train_file", other, "--max_train_steps", 1)
     assert "ham_new" in capsys.readouterr().out
+
+
+def test_labels_of_which_no_two_are_alike_are_of_another_column(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = write_csv(tmp_path / "t.csv", ["text", "id"], [(f"row {number}", f"k{number}") for number in range(40)])
+    with pytest.raises(SystemExit):
+        rows_of("--train_file", file, "--label_column_name", "id")
+    said = "every label is that of one row only, such as k0; --label_column_name names the right column"
+    assert said in capsys.readouterr().err

@@ -38,6 +38,20 @@ def test_a_folder_without_files_of_a_tokenizer(
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("good")["input_ids"] != [2, 1, 3]
 
 
+def test_a_tokenizer_of_another_model_is_told(
+    run: Callable, own_files: list, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Its tokens are numbers that the model knows, of other words."""
+    other, words = tmp_path / "other", ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "bad", "good", "fine", "poor"]
+    BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(other)
+    flags = [*own_files, "--model_name_or_path", tiny_model, "--max_train_steps", 1]
+    said = "does not seem to be the model's: it has 9 tokens, the model "
+    run(*flags, "--tokenizer_name", other)
+    assert said in capsys.readouterr().out
+    run(*flags, "--tokenizer_name", tiny_model)
+    assert "does not seem to be" not in capsys.readouterr().out
+
+
 def test_a_tokenizer_without_words(
     run: Callable, own_files: list, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
