@@ -103,10 +103,10 @@ from no_trainer.evaluation import Predictions, agree, predict, score_line
 from no_trainer.glue import NUMBER, SEVERAL, Task, suffix
 from no_trainer.labels import numbers
 from no_trainer.launch import hardware, one_first, progress_bar, say, start_accelerator, tune_cpu
-from no_trainer.memory import fit_batches, own_gradients
+from no_trainer.memory import fit_batches, preallocate_gradients
 from no_trainer.metrics import compute_metrics, score_classes, with_baseline
 from no_trainer.models import fit_length, from_pretrained, load_weights, name_model, reads_padding
-from no_trainer.results import after_training, finish, save_results, share_model, tell_mistakes, write_predictions
+from no_trainer.results import after_training, finish, save_mistakes, save_results, share_model, write_predictions
 from no_trainer.review import review
 from no_trainer.run import Run, log, log_losses, out_of_patience, plan_schedule, read_losses
 from no_trainer.signals import guarded
@@ -234,7 +234,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     sampler.batch_size, eval_size = fit_batches(args, accelerator, model, collate, train_data, eval_data | test_data)
     accumulation = global_batch // (sampler.batch_size * accelerator.num_processes)
     accelerator.gradient_accumulation_steps = accumulation
-    keep_gradients = own_gradients(accelerator, model, accumulation)  # only with CUDA graphs
+    keep_gradients = preallocate_gradients(accelerator, model, accumulation)  # for CUDA graphs: zeroed, not freed
     workers = args.dataloader_num_workers
     train_loader = make_loader(accelerator, train_data, collate, workers, batch_sampler=sampler)
     eval_loaders = make_eval_loaders(accelerator, eval_data, collate, workers, eval_size)
@@ -315,7 +315,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     if not run.predictions:  # the evaluation was before a resume
         _, run.predictions = evaluate_model(run, final_model, task, eval_loaders)
     results = save_results(run, final_model, tokenizer, task)
-    tell_mistakes(run, task, splits, probabilities)
+    save_mistakes(run, task, splits, probabilities)
     for name, loader in test_loaders.items():
         results |= after_training(run, name, predict_split, run, final_model, task, name, loader, splits)
     return finish(run, final_model, task, results)

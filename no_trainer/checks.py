@@ -18,7 +18,7 @@ from no_trainer.messages import stop
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 IN_USE = "--output_dir {folder}: another run is writing there; wait until it ends, or name another folder"
-MEMORY = "glue_no_trainer"  # entry of config.json: the text columns and max_length of the training
+MEMORY = "glue_no_trainer"  # entry of config.json: the text columns, label column and max_length of the training
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 NEEDS_FOLDER = (
     "checkpointing_steps", "save_total_limit", "with_tracking", "resume_from_checkpoint", "do_predict",
@@ -143,7 +143,7 @@ def check_model_folder(flag: str, folder: Path) -> None:
 
 
 def remembers(memory: Any) -> bool:
-    """Whether the entry is like {"text_columns": ["text"], "max_length": 128}."""
+    """Whether the entry is like {"text_columns": ["text"], "label_column": "label", "max_length": 128}."""
     if not isinstance(memory, dict):
         return False
     columns = memory.get("text_columns")

@@ -72,7 +72,7 @@ def fit_batches(
     return batch_size, eval_size
 
 
-def own_gradients(accelerator: Accelerator, model: torch.nn.Module, accumulation: int) -> bool:
+def preallocate_gradients(accelerator: Accelerator, model: torch.nn.Module, accumulation: int) -> bool:
     """Give each gradient memory of its own if CUDA graphs would overwrite what is accumulated; returns whether.
 
     A compiled model's graph writes the gradients of every batch to the same place, and the first batch's would be

@@ -110,7 +110,7 @@ def describe_model(run: Run, model: torch.nn.Module, task: Task, results: dict[s
         run.files.add(card.name)
 
 
-def tell_mistakes(
+def save_mistakes(
     run: Run, task: Task, splits: dict[str, Dataset], to_probabilities: Callable[[Task, torch.Tensor], torch.Tensor]
 ) -> None:
     """Write the validation predictions, worst first, and note the first three mistakes."""

@@ -17,7 +17,7 @@ from conftest import ROOT, TORCHRUN, fresh_accelerate, launch, log_lines, table,
 from transformers import BertForSequenceClassification
 
 import run_glue_no_trainer as script
-from no_trainer.memory import own_gradients, stop_for_memory
+from no_trainer.memory import preallocate_gradients, stop_for_memory
 
 FLAGS = ["--max_train_steps", 12, "--logging_steps", 1, "--learning_rate", 1e-3, "--num_warmup_steps", 0]
 
@@ -208,7 +208,7 @@ def test_cuda_graphs_accumulate_into_gradients_that_are_there(mode: str, accumul
     accelerator = SimpleNamespace(state=SimpleNamespace(dynamo_plugin=SimpleNamespace(mode=mode)))
     model = torch.nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    assert own_gradients(accelerator, model, accumulation) == own
+    assert preallocate_gradients(accelerator, model, accumulation) == own
     assert (model.weight.grad is not None) == own
     assert model.bias.grad is None
 
