@@ -41,6 +41,7 @@ METRICS = {  # task, or kind of own data: its metrics; other tasks have accuracy
     "several classes": ["micro_f1", "macro_f1", "exact_match"],
     "regression": ["mse", "pearson", "spearmanr"],
 }
+ROW = "row of the training data"  # column of held-out rows: the number of each, from 0
 # the names that transformers gives to the kinds of tasks
 ONE, SEVERAL, NUMBER = "single_label_classification", "multi_label_classification", "regression"
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from no_trainer.glue import IN_WORDS, NUMBER, SEVERAL, TEST_FILES, Task, suffix
+from no_trainer.glue import IN_WORDS, NUMBER, ROW, SEVERAL, TEST_FILES, Task, suffix
 from no_trainer.launch import say
 from no_trainer.metrics import row_losses
 from no_trainer.run import Run
@@ -105,7 +105,10 @@ def write_mistakes(
     labels: torch.Tensor,
     probabilities: torch.Tensor,
 ) -> list[str]:
-    """Write validation_predictions.csv, greatest loss first; returns a line on the worst three."""
+    """Write validation_predictions.csv, greatest loss first; returns a line on the worst three.
+
+    Held-out rows keep their numbers in the training data.
+    """
     losses = row_losses(task, logits, labels)
     order = losses.argsort(descending=True, stable=True)
     probability = ["probability"] * bool(task.labels)
@@ -118,6 +121,7 @@ def write_mistakes(
         for first in range(0, len(order), CHUNK):
             part = order[first : first + CHUNK]
             taken = split.select(part.tolist())
+            numbers = [row + 1 for row in (taken[ROW][:] if ROW in taken.column_names else part.tolist())]
             columns = [taken[column][:] for column in task.text_columns]
             columns.append([spell(task, label) for label in taken["label"][:]])
             columns.append(named(task, logits[part]))
@@ -127,8 +131,8 @@ def write_mistakes(
                 if len(worst) < 3 and label != answer:
                     answer = f"{answer:.4g}" if task.problem_type == NUMBER else answer
                     text = " / ".join(map(str, texts))
-                    worst.append(f"row {part[place] + 1}: {label}, predicted {answer}: {text}")
-                yield [int(part[place]) + 1, *cells]
+                    worst.append(f"row {numbers[place]}: {label}, predicted {answer}: {text}")
+                yield [numbers[place], *cells]
 
     write(Path(run.args.output_dir) / f"validation_predictions{suffix(name)}.csv", rows(), ",")
     return worst

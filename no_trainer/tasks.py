@@ -15,7 +15,7 @@ from no_trainer.checks import MEMORY, trains
 from no_trainer.classes import find_classes, match_labels, nameless
 from no_trainer.columns import check_columns, choose_label_column, choose_text_columns, count_empty, first_unreadable
 from no_trainer.files import place_of, read_dataset, read_files
-from no_trainer.glue import CLASSES, METRICS, NUMBER, ONE, SEVERAL, Task, is_test
+from no_trainer.glue import CLASSES, METRICS, NUMBER, ONE, ROW, SEVERAL, Task, is_test
 from no_trainer.labels import (
     cast,
     check_labels,
@@ -219,4 +219,5 @@ def hold_out(data: Dataset, fold: int, folds: int) -> dict[str, Dataset]:
     share = f"{len(held)} rows of {len(data)}"
     say(f"no validation data is given: {share} are held out, stratified by label")
     rest = sorted(set(range(len(data))) - set(held))
-    return {"train": data.select(rest), "validation": data.select(sorted(held))}
+    validation = data.select(sorted(held)).add_column(ROW, np.array(sorted(held)))
+    return {"train": data.select(rest), "validation": validation}

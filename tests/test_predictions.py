@@ -349,3 +349,17 @@ def test_a_prediction_that_fails_after_training_is_a_warning(
 def test_a_surrogate_in_a_class_name_is_written_as_an_escape(tmp_path: Path) -> None:
     write(tmp_path / "table.csv", [["probability_\ud83d"]], ",")
     assert (tmp_path / "table.csv").read_text(encoding="utf-8") == "probability_\\ud83d\n"
+
+
+def test_the_rows_of_held_out_mistakes_are_those_of_the_training_file(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """So that a wrong label can be found and mended there; texts are numbered here."""
+    rows = [(f"{text} {number}", label) for number, (text, label) in enumerate(sentences(61), 1)]
+    train = write_csv(tmp_path / "t.csv", ["text", "label"], rows)
+    run("--train_file", train, "--max_train_steps", 1, "--output_dir", tmp_path / "out")
+    written = table(tmp_path / "out" / "validation_predictions.csv")
+    assert len(written) == 6
+    assert all(row["text"].endswith(f" {row['row']}") for row in written)
+    worst = next(row for row in written if row["label"] != row["prediction"])
+    assert f"  row {worst['row']}: " in capsys.readouterr().out
