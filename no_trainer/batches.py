@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from no_trainer.files import no_cache
+from no_trainer.glue import ROW
 from no_trainer.graphs import compiler_records
 from no_trainer.labels import numbers
 
@@ -34,7 +35,7 @@ def tokenize(
 
     def measured(rows: dict[str, list]) -> dict[str, list]:
         labels = {"label": rows["label"]} if "label" in rows else {}
-        texts = {name: [t or "" for t in cells] for name, cells in rows.items() if name != "label"}
+        texts = {name: [t or "" for t in cells] for name, cells in rows.items() if name not in ("label", ROW)}
         inputs = encode(texts | labels)
         # some tokenizers add no special tokens: an empty text would have no token at all
         inputs["input_ids"] = [row or [tokenizer.pad_token_id] for row in inputs["input_ids"]]
