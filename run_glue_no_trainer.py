@@ -217,7 +217,6 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     lengths = None if args.no_group_by_length else np.minimum(numbers(train_data, "length"), task.max_length)
     sampler = GlobalBatchSampler(len(train_data), global_batch, batch_size, args.seed, lengths)
     max_steps = args.max_train_steps or args.num_train_epochs * sampler.steps_per_epoch
-    num_epochs = math.ceil(max_steps / sampler.steps_per_epoch)
 
     # Optimizer. Not fused with the fp16 scaler: a fused AdamW skips steps itself, and Accelerate could not tell
     fused = accelerator.device.type != "xla" and accelerator.scaler is None
@@ -256,7 +255,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     bar = progress_bar("Training", total=max_steps, initial=progress.step)
 
     # The training loop. With --max_train_steps, steps that the fp16 scaler skips may take another epoch
-    while run.goes_on(num_epochs):
+    while run.goes_on():
         if out_of_patience(run, task):
             break
         model.train()

@@ -35,11 +35,11 @@ from no_trainer.launch import quieten_libraries
 GPU = torch.cuda.is_available()
 # by the names of the kernels, the first that fits
 KINDS = {
+    "compiled": r"^triton",
     "attention": r"fmha|flash|attention",
     "products of matrices": r"gemm|nvjet|cutlass|splitK|cublas|addmm|aten::mm",
     "AdamW": r"FusedAdam|_fused_adamw",
     "clipping": r"LpNorm|multi_tensor_apply|_foreach",
-    "compiled": r"triton",
     "others": r"",
 }
 
@@ -93,13 +93,13 @@ def kernels(step: Callable, batch: dict[str, torch.Tensor], times: int = 5) -> l
     """How many kernels a step has and how long they take, by kind."""
     with profile(activities=[ProfilerActivity.CUDA if GPU else ProfilerActivity.CPU], acc_events=True) as seen:
         timed(step, [batch] * times)
-    counts, seconds = dict.fromkeys(KINDS, 0.0), dict.fromkeys(KINDS, 0.0)
+    counts, spent = dict.fromkeys(KINDS, 0.0), dict.fromkeys(KINDS, 0.0)
     for event in seen.key_averages():
         kind = next(kind for kind, pattern in KINDS.items() if re.search(pattern, event.key, re.IGNORECASE))
         counts[kind] += event.count / times
-        seconds[kind] += (event.self_device_time_total if GPU else event.self_cpu_time_total) / times / 1000
-    rows = [{"what": kind, "kernels": counts[kind], "ms": seconds[kind]} for kind in KINDS]
-    return [*rows, {"what": "all", "kernels": sum(counts.values()), "ms": sum(seconds.values())}]
+        spent[kind] += (event.self_device_time_total if GPU else event.self_cpu_time_total) / times / 1000
+    rows = [{"what": kind, "kernels": counts[kind], "ms": spent[kind]} for kind in KINDS]
+    return [*rows, {"what": "all", "kernels": sum(counts.values()), "ms": sum(spent.values())}]
 
 
 def main() -> None:

@@ -152,7 +152,7 @@ def add_model_flags(group: argparse._ArgumentGroup) -> None:
     add("--model_revision", default="main", metavar="REV", help="branch, tag or commit on the hub")
     add("--tokenizer_name", metavar="NAME", help="the tokenizer to use (default: the model's)")
     add("--use_slow_tokenizer", **SWITCH, help="use the tokenizer written in Python, if any")
-    add("--ignore_mismatched_sizes", **SWITCH, help="start a new head if the classes differ")
+    add("--ignore_mismatched_sizes", **SWITCH, help="start a new head if the number of classes differs")
     add("--attn_implementation", metavar="NAME", help="eager, sdpa ... (default: by the device)")
     add("--trust_remote_code", **SWITCH, help="run code that comes with the model; read it first")
 

@@ -49,7 +49,8 @@ def write_card(
         tags=["text-classification", "accelerate"],
         eval_results=measured(found, hub_data or "own-data", data, args.task_name) or None,
     )
-    baselines = {name: results.get(f"baseline_{name[5:]}") for name in found}
+    # the baseline was measured on the validation data
+    baselines = {name: results.get(f"baseline_{name.removeprefix('eval_')}") for name in found}
     scores = [
         {"metric": name.removeprefix("eval_"), "score": value, "baseline": baselines[name]}
         for name, value in found.items()

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 from datasets import Dataset
 
 from no_trainer.batches import fingerprint
-from no_trainer.checks import IN_USE, check_contents
+from no_trainer.checks import IN_USE, check_contents, trains
 from no_trainer.commands import resume_command
 from no_trainer.folder import BEST, checkpoints, clear, clear_aside, damage, hold, remove, seal
 from no_trainer.glue import Task
@@ -45,10 +45,9 @@ def fixed_settings(
     """The settings that must not change when a run is resumed, by name."""
     schedule = name_schedule(args, warmup_steps, max_steps)
     names = ("seed", "weight_decay", "max_grad_norm", "no_group_by_length")
-    flags = {name: getattr(args, name) for name in names}
+    flags = {name: getattr(args, name) for name in names} | {"metric_for_best_model": task.best_metric}
     validation = " ".join(map(fingerprint, eval_data.values()))
     data = {"data": fingerprint(train_data), "validation_data": validation}
-    flags |= {"metric_for_best_model": task.best_metric}
     return flags | {"global_batch_size": global_batch, "schedule": schedule} | data | {"model": model}
 
 
@@ -86,6 +85,8 @@ def open_run(
         checkpoint = choose_checkpoint(args, accelerator) if args.resume_from_checkpoint else None
         if checkpoint:
             progress = resume(args, accelerator, checkpoint, settings)
+            if progress.step > max_steps:
+                say(f"warning: {checkpoint} is of step {progress.step}, and this run would end at step {max_steps}")
         open_folder(args, accelerator, model, checkpoint)
         if args.with_tracking:
             start_trackers(accelerator, args, progress, resumed=bool(checkpoint))
@@ -109,13 +110,14 @@ def open_folder(
     if free < needed:
         stop(f"--output_dir {folder}: this run needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free")
     clear_aside(folder)
+    goes_on = checkpoint and checkpoint.resolve().parent == folder.resolve()
+    if (folder / "log.jsonl").exists() and not goes_on:  # of the run to replace
+        clear(folder, model=trains(args))
     if checkpoint:
         shutil.copy(checkpoint / "log.jsonl", folder / "log.jsonl")  # without later steps
         (folder / BEST).unlink(missing_ok=True)
         if (checkpoint / BEST).exists():
             shutil.copy(checkpoint / BEST, folder / BEST)
-    elif (folder / "log.jsonl").exists():  # of the run to replace
-        clear(folder)
 
 
 def claim(args: argparse.Namespace) -> None:

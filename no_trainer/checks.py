@@ -83,12 +83,12 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
         flags = "--text_column_names, --label_column_name and --do_regression"
         stop(f"{flags} are for your own data: a GLUE task has its own columns")
     for flag, names in files.items():
-        found = [file for name in names for file in find_files(flag, name)]
-        real: dict[str, str] = {}
-        for file in found:
-            if (other := real.setdefault(os.path.realpath(file), file)) != file or found.count(file) > 1:
+        found: dict[str, str] = {}  # by their real names
+        for file in (file for name in names for file in find_files(flag, name)):
+            if other := found.get(real := os.path.realpath(file)):
                 stop(f"--{flag}: {file} is given twice" + f", the first time as {other}" * (other != file))
-        setattr(args, flag, found)
+            found[real] = file
+        setattr(args, flag, list(found.values()))
     if args.do_predict and not (source or args.test_file):
         stop("--do_predict needs a --test_file")
     if args.test_file and not args.do_predict:
@@ -226,8 +226,11 @@ def check_contents(folder: Path, args: argparse.Namespace) -> None:
             stop(f"--output_dir {folder}: {name} in it is not a {wanted}, but the run writes one")
     training = trains(args)
     both_there = folder.exists() and os.path.isdir(args.model_name_or_path)
-    if training and both_there and os.path.samefile(folder, args.model_name_or_path):
-        stop(f"--output_dir {folder} is the folder of the model to train; name another folder")
+    if both_there and os.path.samefile(folder, args.model_name_or_path):
+        if training:
+            stop(f"--output_dir {folder} is the folder of the model to train; name another folder")
+        if args.overwrite_output_dir:
+            stop(f"--output_dir {folder} is the folder of the model; leave --overwrite_output_dir out")
     instead = "replace it with --overwrite_output_dir, or name another folder"
     if args.overwrite_output_dir:
         return

@@ -15,7 +15,7 @@ from no_trainer.messages import stop, suggestion
 
 PAIRS = [{"sentence1", "sentence2"}, {"premise", "hypothesis"}]
 PAIRS += [{"question", "answer"}, {"text", "text_pair"}]
-TEXTS = {"text", "text_pair", "sentence", "sentence1", "sentence2"}  # always taken for texts, whatever is in them
+TEXTS = {"text", "sentence", *set.union(*PAIRS)}  # texts also if they look like codes
 ROW_NUMBERS = ("id", "idx", "index", "guid", "uuid")
 ROW_NUMBERS += ("__index_level_0__", "unnamed: 0")  # written by pandas
 CODES = (  # cells that are not text
@@ -48,6 +48,11 @@ def choose_text_columns(args: argparse.Namespace, data: Dataset, memory: dict[st
     if args.task_name:
         return GLUE["mnli" if args.task_name == "ax" else args.task_name]
     learned = memory.get("text_columns") or []
+    if label in learned and not args.text_column_names:
+        stop(
+            f"the model was trained on the column {label} as text, which is the column of the labels here; "
+            "--text_column_names says what to read instead"
+        )
     missing = [column for column in learned if column not in data.column_names]
     if args.text_column_names or (learned and not missing):
         return args.text_column_names or learned
@@ -78,15 +83,19 @@ def find_text_columns(data: Dataset, label: str = "label") -> list[str]:
     named = [n for n in names if n.lower() not in ROW_NUMBERS and "label" not in n.lower()]
     if not named:
         stop(f"the data has no text column besides {label!r}; name one with --text_column_names")
-    sample = data.select(range(min(len(data), SAMPLE))).with_format("arrow")[:]
+    step = max(1, len(data) // SAMPLE)  # from the whole file, which may be sorted by label
+    sample = data.select(range(0, len(data), step)).with_format("arrow")[:]
     features = data.features  # once: it is copied at each look
     strings = [name for name in named if is_string(features[name])]
     texts = {name: [cell or "" for cell in sample.column(name).to_pylist()] for name in strings}
     texts = {name: cells for name, cells in texts.items() if any(map(str.strip, cells))} or texts
-    texts = {name: cells for name, cells in texts.items() if name in TEXTS or not is_code(cells)} or texts
+    texts = {n: cells for n, cells in texts.items() if n.lower() in TEXTS or not is_code(cells)} or texts
     if len(texts) > 1 and label in data.column_names:
         answers = list(map(str, sample.column(label).to_pylist()))
-        texts = {n: cells for n, cells in texts.items() if n in TEXTS or not gives_away(cells, answers)} or texts
+        telling = [name for name, cells in texts.items() if gives_away(cells, answers)]
+        if 0 < len(telling) < len(texts):
+            say(f"not read, since the label can be told from them: {', '.join(telling)}")
+            texts = {name: cells for name, cells in texts.items() if name not in telling}
     found = list(texts or named)[:2]
     if len(found) == 2 and set(map(str.lower, found)) not in PAIRS:
         others = [name for name in names if name not in found]

@@ -41,17 +41,17 @@ def read_dataset(source: str, config: str | None) -> dict[str, Dataset]:
         say(f"warning: the hub does not answer; {source} is read from datasets' cache")
     files = getattr(builder.config, "data_files", None) or {}
     local = all(os.path.exists(file) for named in files.values() for file in named)
-    if kind in ("csv", "json") and local and not has_options(builder):
+    if kind in ("csv", "json") and local and not has_options(builder.config):
         return {str(split): read_files(list(map(str, named)), []) for split, named in files.items()}
-    options = {"keep_default_na": False} if kind == "csv" else {}
-    return dict(attempt(source, lambda: load_dataset(source, config, **options)))
+    how = {"keep_default_na": False} if kind == "csv" else {}
+    return dict(attempt(source, lambda: load_dataset(source, config, **how)))
 
 
-def has_options(builder: datasets.DatasetBuilder) -> bool:
-    """Whether the data set's README says more of its files than their names, such as `skiprows: 1`."""
-    usual = ("name", "version", "data_dir", "data_files", "description")
-    options = [field for field in dataclasses.fields(builder.config) if field.name not in usual]
-    return any(getattr(builder.config, field.name) != field.default for field in options)
+def has_options(config: datasets.BuilderConfig) -> bool:
+    """Whether a README says more of the files than their names (of .tsv files: tabs), such as `skiprows: 1`."""
+    tabs = ["sep"] * (vars(config).get("sep") == "\t")
+    usual = ["name", "version", "data_dir", "data_files", "description", *tabs]
+    return any(getattr(config, f.name) != f.default for f in dataclasses.fields(config) if f.name not in usual)
 
 
 def attempt(source: str, load: Callable[[], Any]) -> Any:

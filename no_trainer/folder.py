@@ -153,14 +153,15 @@ def is_card(file: Path) -> bool:
         return lines.readline().strip() == "---"
 
 
-def clear(folder: Path) -> None:
-    """Remove what an earlier run has left in its folder, and nothing else."""
-    names = ["log.jsonl", "all_results.json", "model.safetensors", "config.json", BEST, "glue_no_trainer"]
+def clear(folder: Path, model: bool = True) -> None:
+    """Remove what an earlier run has left in its folder, its model only if wanted, and nothing else."""
+    names = ["log.jsonl", "all_results.json", BEST, "glue_no_trainer"]
+    names += ["model.safetensors", "config.json"] * model
     names += ["training_curve.png", "confusion_matrix.png"]
     tables = r"predict_results(_(mis)?matched)?\.csv|validation_predictions(_mm)?\.csv"
     predictions = [file for file in folder.glob("*.csv") if re.fullmatch(tables, file.name)]
     card = folder / "README.md"
-    names += ["README.md"] * (card.is_file() and not card.is_symlink() and is_card(card))
+    names += ["README.md"] * (model and card.is_file() and not card.is_symlink() and is_card(card))
     for old in [*checkpoints(folder), *predictions, *(folder / name for name in names)]:
         remove(old)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, LargeList, List, Sequence, Value
 
-from no_trainer.glue import NUMBER, SEVERAL, Task
+from no_trainer.glue import NUMBER, ROW, SEVERAL, Task
 from no_trainer.launch import say
 from no_trainer.messages import many, some, stop
 
@@ -64,7 +64,8 @@ def check_labels(data: Dataset, name: str, where: Where) -> Dataset:
         stop(f"{places} {'has' if len(missing) == 1 else 'have'} no label")
     if isinstance(feature, ClassLabel) and (none := sum(label == -1 for label in labels)):
         say(f"{many(none, 'row')} of the {name} data left out: the label -1 means no label")
-        data = data.select([row for row, label in enumerate(labels) if label != -1])
+        kept = [row for row, label in enumerate(labels) if label != -1]
+        data = data.select(kept).add_column(ROW, np.array(kept))
     if not len(data):
         stop(f"no row of the {name} data has a label")
     return data
@@ -87,9 +88,10 @@ def check_lists(data: Dataset, name: str, where: Where) -> Dataset:
         return data.remove_columns("label").add_column("label", words, feature=List(Value("string")))
     widths, values = {len(label) for label in labels}, {value for label in labels for value in label}
     repeats = any(len(set(label)) < len(label) for label in labels)
-    alike = len(labels) > 1 and len({frozenset(label) for label in labels}) == 1  # such as [0, 1] and [1, 0]
+    # such as [0, 1] and [1, 0]
+    alike = name == "train" and len(labels) > 1 and all(len(set(label)) == 2 for label in labels)
     flags = len(widths) == 1 and values <= {0, 1} and (repeats or alike)
-    if flags or any(isinstance(value, bool) or value != int(value) for value in values if not isinstance(value, str)):
+    if flags or any(isinstance(x, bool) or (isinstance(x, float) and not x.is_integer()) for x in values):
         stop(f"the labels of the {name} data look like a 0 or 1 for each class; give the names of a row's classes")
     return data.cast_column("label", List(Value("string"))) if names.dtype == "null" else data
 
@@ -164,7 +166,8 @@ def check_values(data: Dataset, name: str, values: list[Any] | None, several: bo
             is_nan = value != value
             if value in unknown or is_nan:
                 why = "is not a number from -1e18 to 1e18" if values is None else "was never trained"
-                stop(f"{where(name, row)} has the label {value!r}, which {why}")
+                place = where(name, data[ROW][row] if ROW in data.column_names else row)
+                stop(f"{place} has the label {value!r}, which {why}")
 
 
 def to_number(label: Any) -> float:
@@ -193,11 +196,7 @@ def keep_answers(data: Dataset, name: str, task: Task) -> Dataset:
     """A test split, with its labels only if each row has one that the model could predict."""
     if "label" not in data.column_names:
         return data
-    values = task.values or []
-    known = {str(value): value for value in values}  # a name counts more than a number of the data
-    known |= {str(word): value for word, value in zip(task.words or [], values, strict=True)}
-    known |= {str(name): value for name, value in zip(task.labels or [], values, strict=True)}
-    labels = test_labels(data, no_answer="-1" not in known)
+    labels = test_labels(data, no_answer="-1" not in map(str, task.values or []))
     unlabelled = sum(label is None for label in labels)
     if 0 < unlabelled < len(labels):
         say(f"{unlabelled} of {many(len(labels), 'row')} of the {name} data have no label, so it is not scored")
@@ -207,13 +206,31 @@ def keep_answers(data: Dataset, name: str, task: Task) -> Dataset:
         if task.problem_type == NUMBER:
             answers = [to_number(label) for label in labels]
         elif task.problem_type == SEVERAL:
-            answers = [[known[str(word)] for word in check_list(label)] for label in labels]
+            lists = [list(map(str, check_list(label))) for label in labels]
+            known = values_of({word for words in lists for word in words}, task)
+            answers = [[known[word] for word in words] for words in lists]
         else:
-            answers = [known[word if word in known else word.strip()] for word in map(to_word, labels)]
+            words = list(map(to_word, labels))
+            known = values_of(set(words), task)
+            answers = [known[word] for word in words]
     except (TypeError, ValueError, KeyError):
         say(f"the labels of the {name} data are not all known to the model, so it is not scored")
         return data.remove_columns("label")
     return data.remove_columns("label").add_column("label", answers)
+
+
+def values_of(words: set[str], task: Task) -> dict[str, Any]:
+    """The value in `task.values` of each label of a column, which is read in one way as a whole.
+
+    The labels are all names of classes, names as the training data spells them, or values; as they are
+    written, or but for spaces around them and capitals. Raises KeyError if no way fits.
+    """
+    for fold in (str, str.strip, lambda word: word.strip().lower()):
+        for names in (task.labels, task.words or task.labels, task.values):
+            table = {fold(str(name)): value for name, value in zip(names, task.values, strict=True)}
+            if len(table) == len(names) and {fold(word) for word in words} <= table.keys():
+                return {word: table[fold(word)] for word in words}
+    raise KeyError(words)
 
 
 def test_labels(data: Dataset, no_answer: bool) -> list[Any]:

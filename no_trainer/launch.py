@@ -23,6 +23,7 @@ import huggingface_hub
 import torch
 import transformers
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, LoggerType
 from safetensors import SafetensorError
@@ -45,11 +46,12 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
             stop(f"MASTER_ADDR in the environment is {address!r}: there is no such machine; for one process, unset it")
     check_tracker(args.report_to, needed=args.with_tracking)
     # without a GPU, Accelerate joins several processes into one run only with cpu=True
-    has_xla = accelerate.utils.is_torch_xla_available()
-    no_accelerator = not (torch.accelerator.is_available() or has_xla)
+    no_accelerator = not (torch.accelerator.is_available() or accelerate.utils.is_torch_xla_available())
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"  # set by `accelerate launch`
     accumulation = args.gradient_accumulation_steps
     try:
+        if not torch.distributed.is_initialized():  # a second run in a notebook has a precision of its own
+            AcceleratorState._reset_state()
         PartialState(cpu=no_accelerator)
         accelerator = Accelerator(
             # as a plug-in, since DeepSpeed's configuration would override a plain number

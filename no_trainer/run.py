@@ -75,11 +75,11 @@ class Run:
         epochs = progress.epoch + progress.batch / self.steps_per_epoch
         return {"step": progress.step, "epoch": epochs}
 
-    def goes_on(self, num_epochs: int) -> bool:
+    def goes_on(self) -> bool:
         """Whether a step is left to take or, after a resume, the evaluation after the last step is missing."""
         progress = self.progress
         if progress.step < self.max_steps:
-            return bool(self.args.max_train_steps) or progress.epoch < num_epochs
+            return bool(self.args.max_train_steps) or progress.epoch * self.steps_per_epoch < self.max_steps
         return progress.step == self.max_steps > 0 and progress.results.get("step") != progress.step
 
     def end_epoch(self) -> int:

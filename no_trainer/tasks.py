@@ -64,12 +64,13 @@ def load_data(args: argparse.Namespace, fold: int = 4, folds: int = 10) -> tuple
     for name, data in splits.items():
         limit = limits["test" if is_test(name) else name.split("_")[0]]
         splits[name] = data.select(range(min(limit or len(data), len(data))))
-    if args.max_train_samples and task.problem_type == ONE and "train" in splits:
-        lost = set(labelled["train"].unique("label")) - set(splits["train"].unique("label"))
+    for name, data in labelled.items() if task.problem_type == ONE else ():
+        flag = "--max_train_samples" if name == "train" else "--max_eval_samples"
+        lost = set(data.unique("label")) - set(splits[name].unique("label"))
         names = [str(label) for value, label in zip(task.values, task.labels, strict=True) if value in lost]
         if names:
             gone = some(names, len(names))
-            say(f"warning: --max_train_samples leaves no row of {gone}; if the file is sorted, shuffle it")
+            say(f"warning: {flag} leaves no row of {gone} in the {name} data; if the file is sorted, shuffle it")
     return splits, task
 
 
@@ -172,6 +173,8 @@ def find_task(
             say(f"the classes of the model have no names; they are taken in this order: {', '.join(labels)}")
         feature = train.features["label"]
         kind = SEVERAL if is_list(feature) else ONE
+        if config and config.problem_type in (ONE, SEVERAL) and config.problem_type != kind:
+            stop(f"the labels are those of a {kind}, but the model was trained for {config.problem_type}")
         known = CLASSES.get(args.task_name, [])
         if known and values == list(range(len(known))) and inner(feature).dtype.startswith("int"):
             labels = labels if isinstance(feature, ClassLabel) else known
@@ -219,5 +222,6 @@ def hold_out(data: Dataset, fold: int, folds: int) -> dict[str, Dataset]:
     share = f"{len(held)} rows of {len(data)}"
     say(f"no validation data is given: {share} are held out, stratified by label")
     rest = sorted(set(range(len(data))) - set(held))
-    validation = data.select(sorted(held)).add_column(ROW, np.array(sorted(held)))
-    return {"train": data.select(rest), "validation": validation}
+    if ROW not in data.column_names:
+        data = data.add_column(ROW, np.arange(len(data)))
+    return {"train": data.select(rest), "validation": data.select(sorted(held))}

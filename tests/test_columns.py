@@ -1,6 +1,7 @@
 """Which columns are guessed to be texts, what is said of it, and what never is one."""
 
 import datetime
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from accelerate import PartialState
 from conftest import load, sentences, write_csv
 from datasets import ClassLabel, Dataset, Features, Value
 
-from no_trainer.columns import find_text_columns
+from no_trainer.columns import choose_text_columns, find_text_columns
 
 
 def of(columns: list[str]) -> Dataset:
@@ -147,9 +148,28 @@ def test_columns_without_a_filled_cell_are_no_texts() -> None:
 @pytest.mark.parametrize(
     "texts", [["play music", "stop", "louder"], [f"https://example.org/{row}" for row in range(40)]]
 )
-def test_a_column_called_text_is_read_whatever_is_in_it(tmp_path: Path, texts: list) -> None:
-    """Few texts, each with one label, or addresses: the column of users has more variety and no say."""
+def test_a_column_called_text_is_read_or_named(tmp_path: Path, texts: list, capsys: pytest.CaptureFixture) -> None:
+    """Addresses are read; few texts, each with one label, give it away."""
+    PartialState()
     users = [f"user {'abcde'[row % 5]}{'fghijklm'[row % 8]}" for row in range(40)]
     rows = [[texts[row % len(texts)], users[row], "abc"[row % len(texts) % 3]] for row in range(40)]
     file = write_csv(tmp_path / "t.csv", ["text", "user", "label"], rows)
-    assert load(file)[1].text_columns[0] == "text"
+    read = load(file)[1].text_columns[0]
+    said = "not read, since the label can be told from them: text\n" in capsys.readouterr().out
+    assert (read, said) == (("user", True) if texts[0] == "play music" else ("text", False))
+
+
+def test_a_sorted_file_does_not_look_as_if_every_column_told_the_label(tmp_path: Path) -> None:
+    """5,000 rows, of which the first 2,500 have one label; the messages are drawn for both."""
+    rows = [[f"message {row * 7 % 300}", f"customer {row}", "ab"[row >= 2500]] for row in range(5000)]
+    file = write_csv(tmp_path / "t.csv", ["message", "customer", "label"], rows)
+    assert load(file)[1].text_columns == ["message", "customer"]
+
+
+def test_the_labels_are_not_read_as_the_text_that_the_model_was_trained_on(capsys: pytest.CaptureFixture) -> None:
+    args = Namespace(task_name=None, text_column_names=None, num_train_epochs=1)
+    with pytest.raises(SystemExit):
+        choose_text_columns(args, of(["text", "topic"]), {"text_columns": ["text", "topic"]}, "topic")
+    assert "the model was trained on the column topic as text, which is the column of the labels here" in (
+        capsys.readouterr().err
+    )

@@ -238,3 +238,13 @@ def test_a_parquet_file_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
         Dataset.from_dict(data).to_parquet(tmp_path / "t.parquet")
         os.utime(tmp_path / "t.parquet", (1e9, 1e9))
         assert len(read_files([str(tmp_path / "t.parquet")], [])) == rows
+
+
+def test_a_tsv_file_in_a_folder_is_read_like_one_that_is_named(tmp_path: Path) -> None:
+    """Quotes are part of the text, and 01 is another class than 1."""
+    (tmp_path / "d").mkdir()
+    lines = ["text\tlabel", '"an open quote\t01', *(f"row {row}\t{row % 2}" for row in range(20)), 'a "quote"\t01']
+    (tmp_path / "d" / "train.tsv").write_text("\n".join(lines) + "\n")
+    named = read_files([str(tmp_path / "d" / "train.tsv")], [])
+    assert read_dataset(str(tmp_path / "d"), None)["train"][:] == named[:]
+    assert len(named) == 22

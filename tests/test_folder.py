@@ -114,14 +114,41 @@ def test_an_overwritten_run_that_is_killed_leaves_no_model_of_the_run_before(
     run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(*own_files, "--max_train_steps", 1, "--output_dir", tmp_path)
-
-    def killed(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(script, "progress_bar", killed)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         run(*own_files, "--max_train_steps", 1, "--overwrite_output_dir", "--output_dir", tmp_path)
     assert not {"model.safetensors", "config.json", "README.md"} & {file.name for file in tmp_path.iterdir()}
+
+
+def test_evaluating_a_model_in_its_own_folder_does_not_delete_it(
+    run: Callable, trained: Path, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = weights(trained)
+    flags = [*own_files[2:], "--model_name_or_path", trained, "--num_train_epochs", 0, "--overwrite_output_dir"]
+    with pytest.raises(SystemExit):
+        run(*flags, "--output_dir", trained)
+    assert "is the folder of the model; leave --overwrite_output_dir out" in capsys.readouterr().err
+    run(*own_files, "--max_train_steps", 1, "--output_dir", tmp_path / "other")
+    run(*flags, "--output_dir", tmp_path / "other")
+    assert (tmp_path / "other" / "model.safetensors").exists()
+    assert weights(trained) == before
+
+
+def test_a_run_that_goes_on_from_elsewhere_replaces_all_of_the_run_before(
+    run: Callable, three_checkpoints: list, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise `latest` would go on from the other run if this one is killed before its first checkpoint."""
+    run(*own_files, "--max_train_steps", 8, "--checkpointing_steps", 4, "--output_dir", tmp_path / "other")
+    monkeypatch.setattr(script, "progress_bar", killed)
+    flags = [*three_checkpoints[:-1], tmp_path / "other", "--overwrite_output_dir"]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(*flags, "--resume_from_checkpoint", tmp_path / "out" / "step_2")
+    assert not checkpoints(tmp_path / "other")
+    assert len(checkpoints(tmp_path / "out")) == 3
+
+
+def killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_folders_of_other_programs_stay(run: Callable, own_files: list, tiny_model: Path, tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ def test_a_label_that_the_model_does_not_know_is_refused(
 NONE = ClassLabel(names=["Bug", "None"])
 SIGNS = {"labels": ["-1", "0", "1"], "words": ["-1", "0", "1"], "values": [-1, 0, 1]}
 NUMERALS = {"labels": ["1", "2", "3"], "words": ["1", "2", "3"], "values": [0, 1, 2]}
+CAPITALS = {"labels": ["IT", "it"], "words": ["IT", "it"], "values": ["IT", "it"]}
 WORDS = {"labels": ["Bug", "None"], "words": ["Bug", "None"], "values": ["Bug", "None"]}
 
 
@@ -142,6 +143,10 @@ WORDS = {"labels": ["Bug", "None"], "words": ["Bug", "None"], "values": ["Bug", 
         (SIGNS, Value("float64"), [-1.0, 1.0], [-1, 1], ""),
         (NUMERALS, ClassLabel(names=["1", "2", "3"]), [0, 2], [0, 2], ""),  # the names, not the numbers in the file
         (NUMERALS, Value("int64"), [1, 3], [0, 2], ""),
+        (NUMERALS, Value("int64"), [0, 2], [0, 2], ""),  # the column is read in one way: there is no name 0
+        (WORDS, Value("string"), ["bug", "NONE "], ["Bug", "None"], ""),
+        (CAPITALS, Value("string"), ["IT", "it"], ["IT", "it"], ""),
+        (CAPITALS, Value("string"), ["It", "it"], None, "are not all known"),
         (NUMERALS, Value("string"), ["1", "3"], [0, 2], ""),
         ({"labels": None, "values": None}, Value("float64"), [-1.0, 2.5], [-1.0, 2.5], ""),
         ({"labels": None, "values": None}, Value("float64"), [-1.0, -1.0], None, ""),  # as STS-B has them

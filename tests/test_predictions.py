@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TRAIN, sentences, table, write_csv
+from datasets import ClassLabel, Dataset, Features, Value
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import classification_report, confusion_matrix
 from transformers import pipeline
@@ -363,3 +364,16 @@ def test_the_rows_of_held_out_mistakes_are_those_of_the_training_file(
     assert all(row["text"].endswith(f" {row['row']}") for row in written)
     worst = next(row for row in written if row["label"] != row["prediction"])
     assert f"  row {worst['row']}: " in capsys.readouterr().out
+
+
+def test_rows_keep_their_numbers_where_others_are_left_out(run: Callable, tmp_path: Path) -> None:
+    """Rows without a label, -1 of a ClassLabel, come before them in both files."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b"])})
+    rows = {"text": [f"good {n}" for n in range(1, 61)], "label": [-1 if n % 5 == 0 else n % 2 for n in range(60)]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "t.parquet")
+    for name, more in (("held_out", []), ("given", ["--validation_file", tmp_path / "t.parquet"])):
+        flags = ["--train_file", tmp_path / "t.parquet", *more, "--max_train_steps", 1]
+        run(*flags, "--output_dir", tmp_path / name)
+        written = table(tmp_path / name / "validation_predictions.csv")
+        assert written
+        assert all(row["text"] == f"good {row['row']}" for row in written)

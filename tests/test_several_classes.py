@@ -202,6 +202,22 @@ def test_a_flag_for_each_class_is_no_list_of_classes(
     assert "look like a 0 or 1 for each class; give the names" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("valid", [[0], [0, 1]])
+def test_validation_rows_may_all_have_the_same_classes(tmp_path: Path, valid: list) -> None:
+    rows = [{"text": f"row {number}", "label": [[0], [1, 2], [0, 1, 2]][number % 3]} for number in range(40)]
+    file = write(tmp_path / "v.jsonl", [{"text": "row", "label": valid}] * 4)
+    assert load(write(tmp_path / "t.jsonl", rows), file)[1].labels == ["0", "1", "2"]
+
+
+def test_lists_of_what_is_no_label_are_refused_in_words(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for labels in ([[math.nan], [1.0]], [[math.inf], [1.0]]):
+        table = pa.table({"text": [f"row {n}" for n in range(40)], "label": [labels[n % 2] for n in range(40)]})
+        pq.write_table(table, tmp_path / "t.parquet")
+        with pytest.raises(SystemExit):
+            load(tmp_path / "t.parquet")
+        assert "give the names of a row's classes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("trained", "label", "said"),
     [

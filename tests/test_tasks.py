@@ -73,12 +73,15 @@ def test_the_first_rows_of_a_sorted_file_have_but_one_class(tmp_path: Path, caps
     PartialState()
     file = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"row {row}", "ab"[row > 20]) for row in range(40)])
     load(file, max_train_samples=10)
-    assert "warning: --max_train_samples leaves no row of b; if the file is sorted" in capsys.readouterr().out
+    assert (
+        "warning: --max_train_samples leaves no row of b in the train data; if the file is sorted"
+        in capsys.readouterr().out
+    )
     load(file, max_train_samples=30)
     assert "leaves no row" not in capsys.readouterr().out
     file = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"row {row}", "abc"[row // 20]) for row in range(60)])
     load(file, max_train_samples=40)
-    assert "leaves no row of c;" in capsys.readouterr().out
+    assert "leaves no row of c in the train data;" in capsys.readouterr().out
 
 
 def test_the_mean_is_that_of_the_training_labels(tiny_model: Path, tmp_path: Path) -> None:

@@ -196,6 +196,7 @@ def test_best_weights_of_another_evaluation_are_not_saved_as_the_best(
     flags = [*own_files, "--learning_rate", 3e-3, "--lr_scheduler_type", "constant", *out]
     flags += ["--metric_for_best_model", "loss", "--checkpointing_steps", "epoch"]
     run(*flags, keep, "--num_train_epochs", 1)
+    assert "were not kept" not in capsys.readouterr().out
     again = ["--resume_from_checkpoint", "latest"]
     run(*flags, "--num_train_epochs", 2, *again)
     capsys.readouterr()
