@@ -16,7 +16,7 @@ from conftest import ROOT, launch, write_csv
 from huggingface_hub import ModelCard
 
 import run_glue_no_trainer as script
-from no_trainer.card import write_card
+from no_trainer.card import example, write_card
 from no_trainer.glue import Task
 
 
@@ -149,3 +149,16 @@ def test_backticks_in_a_name_do_not_end_the_block_of_the_command(
     (command,) = re.findall("^````sh\n(.+)\n````$", card, re.MULTILINE)
     assert "o```" in command
     assert 'pipeline("text-classification", "o```\\u202ex"' in card
+
+
+@pytest.mark.parametrize(("columns", "times"), [(["a"], 1), (["a", "b", "c"], 3)])
+def test_the_example_has_a_text_for_each_column(columns: list, times: int) -> None:
+    assert example(Task([], columns, None, None, separator="[SEP]")).count("The parcel came") == times
+
+
+def test_test_scores_have_no_baseline_of_the_validation_data(run: Callable, own_files: list, tmp_path: Path) -> None:
+    run(*own_files, "--max_train_steps", 1, "--do_predict", "--test_file", own_files[3], "--output_dir", tmp_path)
+    rows = re.findall(r"^\| (test_)?accuracy \| \S+ \| (.*) \|$", (tmp_path / "README.md").read_text(), re.MULTILINE)
+    (_, baseline), (_, none) = sorted(rows)
+    assert float(baseline) > 0
+    assert not none.strip()

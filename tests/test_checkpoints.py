@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import run_glue_no_trainer as script
 from no_trainer.batches import Collate
 from no_trainer.checkpoints import find_checkpoint
-from no_trainer.folder import checkpoints, checksum, damage, files_in
+from no_trainer.folder import BEST, checkpoints, checksum, damage, files_in
 
 
 def test_checkpoints_and_their_limit(run: Callable, own_files: list, tmp_path: Path) -> None:
@@ -353,3 +353,21 @@ def test_a_finished_run_is_not_replaced_by_one_that_goes_on_from_elsewhere(
     assert weights(tmp_path / "other") == before
     flags[flags.index(tmp_path / "other")] = tmp_path / "new"
     assert run(*flags)["step"] == 6
+
+
+def test_a_checkpoint_past_the_end_of_the_run_is_told(
+    run: Callable, own_files: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    flags = [*own_files, "--lr_scheduler_type", "constant", "--checkpointing_steps", 4, "--output_dir", tmp_path]
+    run(*flags, "--max_train_steps", 8)
+    run(*flags, "--max_train_steps", 4, "--resume_from_checkpoint", "latest")
+    assert "step_8 is of step 8, and this run would end at step 4" in capsys.readouterr().out
+
+
+def test_stale_best_weights_in_the_folder_are_in_no_checkpoint(run: Callable, own_files: list, tmp_path: Path) -> None:
+    flags = [*own_files, "--checkpointing_steps", "epoch", "--learning_rate", 0, "--output_dir", tmp_path]
+    run(*flags, "--num_train_epochs", 3)
+    (tmp_path / BEST).touch()  # of a run that was killed later on
+    shutil.rmtree(tmp_path / "epoch_2")
+    run(*flags, "--num_train_epochs", 3, "--resume_from_checkpoint", "latest")
+    assert not (tmp_path / "epoch_2" / BEST).exists()

@@ -179,6 +179,7 @@ def test_a_head_that_is_not_the_datas_starts_anew_when_asked(
         (["Spam", "Ham"], ["spam", "ham"], ["spam", "ham"]),
         (["Spam", "Ham"], ["spam", "Ham"], ["spam", "Ham"]),
         (["A", "a"], ["b", "a"], ["A", "a"]),
+        (["IT", "it"], ["It"], ["IT", "it"]),  # of which of the two?
     ],
 )
 def test_capitals_tell_classes_apart_where_nothing_else_does(names: list, labels: list, values: list) -> None:

@@ -10,7 +10,7 @@ from conftest import table
 from datasets import ClassLabel, Dataset, Features, Value
 
 import run_glue_no_trainer as script
-from no_trainer.glue import GLUE
+from no_trainer.glue import GLUE, TEST_FILES
 from no_trainer.tasks import load_data
 
 
@@ -82,3 +82,16 @@ def test_predicting_a_published_tasks_test_split(run: Callable, glue_folder: Pat
     flags = ["--dataset_name", glue_folder, "--task_name", "wnli", "--max_train_steps", 1, "--do_predict"]
     run(*flags, "--output_dir", tmp_path)
     assert len(table(tmp_path / "glue" / "WNLI.tsv", "\t")) == 146
+
+
+def test_some_of_the_rows_are_no_submission(
+    run: Callable, made_glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "glue").mkdir()
+    for name in TEST_FILES.values():
+        (tmp_path / "glue" / f"{name}.tsv").touch()
+    flags = ["--dataset_name", made_glue, "--task_name", "rte", "--max_train_steps", 1, "--do_predict"]
+    run(*flags, "--max_predict_samples", 2, "--output_dir", tmp_path)
+    assert "RTE.tsv has the first rows only; the server takes all" in capsys.readouterr().out
+    assert len(table(tmp_path / "glue" / "RTE.tsv", "\t")) == 2
+    assert not (tmp_path / "glue" / "submission.zip").exists()

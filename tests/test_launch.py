@@ -17,7 +17,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT, TORCHRUN, fresh_accelerate, launch, log_lines, without_dropout, write_csv
 from transformers import AutoModelForSequenceClassification
 
-from no_trainer.launch import dropout, together
+import run_glue_no_trainer as script
+from no_trainer.launch import dropout, start_accelerator, together
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp8"])
@@ -449,3 +450,13 @@ def test_a_tracker_that_nobody_knows_is_named_without_tracking_too(
         run(*own_files, "--max_train_steps", 1, "--report_to", "tensorbord")
     assert exit_.value.code == 2
     assert "did you mean tensorboard?" in capsys.readouterr().err
+
+
+def test_a_second_run_in_one_process_has_a_precision_of_its_own(tmp_path: Path) -> None:
+    """As in a notebook, where Accelerate would keep the first one's."""
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [])
+    fresh_accelerate()
+    for precision in ("bf16", "no", None):
+        flags = ["--model_name_or_path", "m", "--train_file", str(file)]
+        args = script.parse_args([*flags, *(["--mixed_precision", precision] if precision else [])])
+        assert start_accelerator(args).mixed_precision == (precision or "no")

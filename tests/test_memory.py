@@ -201,7 +201,7 @@ def test_one_process_that_runs_out_of_memory_later_on_speaks(
 
 @pytest.mark.parametrize(
     ("mode", "accumulation", "own"),
-    [("reduce-overhead", 2, True), ("reduce-overhead", 1, False), ("default", 2, False)],
+    [("reduce-overhead", 2, True), ("max-autotune", 2, True), ("reduce-overhead", 1, False), ("default", 2, False)],
 )
 def test_cuda_graphs_accumulate_into_gradients_that_are_there(mode: str, accumulation: int, own: bool) -> None:
     """What they do with them is for tests/test_graphs.py and benchmarks/works.py, on a GPU."""

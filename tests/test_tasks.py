@@ -479,3 +479,21 @@ def test_labels_of_which_no_two_are_alike_are_of_another_column(tmp_path: Path, 
         rows_of("--train_file", file, "--label_column_name", "id")
     said = "every label is that of one row only, such as k0; --label_column_name names the right column"
     assert said in capsys.readouterr().err
+
+
+def test_a_model_of_another_kind_is_not_evaluated_by_the_kind_of_the_files(
+    run: Callable, own_files: list, trained: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = json.loads((trained / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
+    (trained / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit):
+        run(*own_files, "--model_name_or_path", trained, "--num_train_epochs", 0)
+    said = "the labels are those of a single_label_classification, but the model was trained for multi_label"
+    assert said in capsys.readouterr().err
+
+
+def test_the_first_rows_of_sorted_validation_data_are_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    PartialState()
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"row {row}", "ab"[row > 20]) for row in range(40)])
+    load(file, max_eval_samples=10)
+    assert "--max_eval_samples leaves no row of b in the validation data" in capsys.readouterr().out
