@@ -86,8 +86,8 @@ def write_card(
 
 
 def pipeline_options(task: Task) -> str:
-    """How to call a pipeline: texts are cut as in training; with several classes a row, all classes are told."""
-    return "truncation=True" + ", top_k=None" * (task.problem_type == SEVERAL)
+    """What a pipeline is called with, besides a text, to tell all classes where a row may have several."""
+    return ", top_k=None" * (task.problem_type == SEVERAL)
 
 
 def example(task: Task) -> str | dict[str, str]:

@@ -199,8 +199,8 @@ def summary(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any
         lines.append("the card has no pictures: pip install matplotlib")
     if args.output_dir and results["step"] and hasattr(model, "save_pretrained"):
         question = {"text": "...", "text_pair": "..."} if len(task.text_columns) == 2 else "..."
-        model_name = literal(args.output_dir)
-        ask = f'print(pipeline("text-classification", {model_name})({literal(question)}, {pipeline_options(task)}))'
+        model_name, options = literal(args.output_dir), pipeline_options(task)
+        ask = f'print(pipeline("text-classification", {model_name}, truncation=True)({literal(question)}{options}))'
         lines.append(f"to ask it: python -c {quote(f'from transformers import pipeline; {ask}')}")
     if classes:
         lines += class_lines(classes, min(SHOWN, max(5, rows - len(lines) - 8)))

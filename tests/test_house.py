@@ -44,7 +44,7 @@ def test_the_readmes_first_block_is_one_command() -> None:
     first, *rest = blocks()[0].splitlines()
     assert first.startswith("pip install -r requirements.txt ")
     assert all(line.endswith("\\") for line in [first, *rest][:-1])
-    assert "pipeline('text-classification', 'quickstart_model')" in rest[-1]
+    assert "pipeline('text-classification', 'quickstart_model'" in rest[-1]
 
 
 def test_the_readmes_torch_without_cuda_is_one_that_the_requirements_take() -> None:

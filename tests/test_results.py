@@ -79,8 +79,11 @@ def test_what_comes_next_can_be_pasted(
     lines = capsys.readouterr().out.splitlines()
     (line,) = [line for line in lines if line.startswith("to ask it: ")]
     command = [sys.executable, *shlex.split(line.removeprefix("to ask it: "))[1:]]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "'label': " in said
+    long = [word.replace('"text": "..."', '"text": "good " * 900') for word in command]
+    assert long != command
+    for asked in (command, long):
+        said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+        assert "'label': " in said
 
 
 def test_a_run_that_trains_nothing_leaves_its_results_alone(
