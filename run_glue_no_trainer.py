@@ -254,7 +254,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
         say(f"training for {max_steps} steps of {global_batch} rows, on {hardware(accelerator)}")
     bar = progress_bar("Training", total=max_steps, initial=progress.step)
 
-    # The training loop. With --max_train_steps, steps that the fp16 scaler skips may take another epoch
+    # The training loop, an epoch at a time
     while run.goes_on():
         if out_of_patience(run, task):
             break

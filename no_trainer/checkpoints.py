@@ -19,7 +19,7 @@ from datasets import Dataset
 from no_trainer.batches import fingerprint
 from no_trainer.checks import IN_USE, check_contents, trains
 from no_trainer.commands import resume_command
-from no_trainer.folder import BEST, checkpoints, clear, clear_aside, damage, hold, remove, seal
+from no_trainer.folder import BEST, checkpoints, clear, clear_aside, damage, hold, is_of, remove, seal
 from no_trainer.glue import Task
 from no_trainer.hub import make_repository
 from no_trainer.launch import all_or_none, optional, say, together
@@ -110,8 +110,7 @@ def open_folder(
     if free < needed:
         stop(f"--output_dir {folder}: this run needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free")
     clear_aside(folder)
-    goes_on = checkpoint and checkpoint.resolve().parent == folder.resolve()
-    if (folder / "log.jsonl").exists() and not goes_on:  # of the run to replace
+    if (folder / "log.jsonl").exists() and not (checkpoint and is_of(checkpoint, folder)):  # of the run to replace
         clear(folder, model=trains(args))
     if checkpoint:
         shutil.copy(checkpoint / "log.jsonl", folder / "log.jsonl")  # without later steps

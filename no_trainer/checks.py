@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from no_trainer.folder import BEST, WRITTEN, checkpoints, is_free
+from no_trainer.folder import BEST, WRITTEN, checkpoints, is_free, is_of
 from no_trainer.glue import GLUE
 from no_trainer.messages import stop
 
@@ -238,7 +238,7 @@ def check_contents(folder: Path, args: argparse.Namespace) -> None:
     # `latest` also starts a first run, so that the same command starts and restarts a job
     if resume == "latest" and (folder / "all_results.json").exists() and not checkpoints(folder):
         stop(f"--output_dir {folder} holds a run that has ended and no checkpoint to go on from; {instead}")
-    own = resume and (resume == "latest" or Path(resume).resolve().parent == folder.resolve())
+    own = resume and (resume == "latest" or is_of(Path(resume), folder))
     if not own and (folder / "log.jsonl").exists():
         go_on = "continue it with --resume_from_checkpoint latest if it has checkpoints"
         stop(f"--output_dir {folder} holds an earlier run: {go_on}, {instead}")

@@ -68,9 +68,9 @@ def warn_of_labels(counts: Counter[str]) -> None:
     number = re.compile(NUMBERS["float64"])
     odd = sorted(repr(label) for label in counts if not number.fullmatch(label.strip()))
     marked = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?|-?\d+(\.\d+)?\s*%")
-    written = [label for label in counts if marked.fullmatch(label.strip())]
-    if written and all(label in written or number.fullmatch(label.strip()) for label in counts):
-        say(f"warning: labels such as {written[0]!r} are classes; to predict numbers, write 1200 or 0.15")
+    example = next((label for label in counts if marked.fullmatch(label.strip())), None)
+    if example and all(marked.fullmatch(word) or number.fullmatch(word) for word in map(str.strip, counts)):
+        say(f"warning: labels such as {example!r} are classes; to predict numbers, write 1200 or 0.15")
     elif all(re.fullmatch(r"-?\d+,\d+", label) for label in counts):
         say("warning: labels with a decimal comma are classes; to predict numbers, write 1.5")
     elif len(counts) > 8 and all(re.fullmatch(r"-?\d+", label) for label in counts):

@@ -4,6 +4,7 @@ import argparse
 import re
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Value
@@ -83,8 +84,9 @@ def find_text_columns(data: Dataset, label: str = "label") -> list[str]:
     named = [n for n in names if n.lower() not in ROW_NUMBERS and "label" not in n.lower()]
     if not named:
         stop(f"the data has no text column besides {label!r}; name one with --text_column_names")
-    step = max(1, len(data) // SAMPLE)  # from the whole file, which may be sorted by label
-    sample = data.select(range(0, len(data), step)).with_format("arrow")[:]
+    # from the whole file, which may be sorted by label, and not at equal distances: labels may alternate
+    rows = np.sort(np.random.default_rng(0).permutation(len(data))[:SAMPLE])
+    sample = data.select(rows).with_format("arrow")[:]
     features = data.features  # once: it is copied at each look
     strings = [name for name in named if is_string(features[name])]
     texts = {name: [cell or "" for cell in sample.column(name).to_pylist()] for name in strings}
@@ -125,7 +127,7 @@ def gives_away(cells: list[str], answers: list[str]) -> bool:
     for cell, answer in zip(cells, answers, strict=True):
         of_value.setdefault(cell, set()).add(answer)
     few = len(of_value) <= max(2, len(cells) // 4)
-    return few and all(len(found) == 1 for found in of_value.values())
+    return few and len(set(answers)) > 1 and all(len(found) == 1 for found in of_value.values())
 
 
 def count_empty(data: Dataset, column: str) -> int:

@@ -47,6 +47,11 @@ def checksum(file: Path) -> str:
     return digest.hexdigest()
 
 
+def is_of(checkpoint: Path, folder: Path) -> bool:
+    """Whether a checkpoint is one of the run in `folder`."""
+    return checkpoint.resolve().parent == folder.resolve()
+
+
 def files_in(checkpoint: Path) -> dict[str, Path]:
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
     return {path.relative_to(checkpoint).as_posix(): path for path in files}

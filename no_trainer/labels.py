@@ -153,7 +153,7 @@ def listed(data: Dataset, name: str) -> Dataset:
 
 
 def check_values(data: Dataset, name: str, values: list[Any] | None, several: bool, where: Where) -> None:
-    """Stop unless each label is one of `values` or, if they are None, a number up to 1e18; or `several`, in lists."""
+    """Stop unless each label, or each in its list of `several`, is one of `values`; if None, a number up to 1e18."""
     if is_list(data.features["label"]) != several:
         expected = "takes lists of them" if several else "takes one for each row"
         stop(f"the labels of the {name} data are {'words or numbers' if several else 'lists'}; the model {expected}")
@@ -196,7 +196,7 @@ def keep_answers(data: Dataset, name: str, task: Task) -> Dataset:
     """A test split, with its labels only if each row has one that the model could predict."""
     if "label" not in data.column_names:
         return data
-    labels = test_labels(data, no_answer="-1" not in map(str, task.values or []))
+    labels = given_labels(data, no_answer="-1" not in map(str, task.values or []))
     unlabelled = sum(label is None for label in labels)
     if 0 < unlabelled < len(labels):
         say(f"{unlabelled} of {many(len(labels), 'row')} of the {name} data have no label, so it is not scored")
@@ -233,7 +233,7 @@ def values_of(words: set[str], task: Task) -> dict[str, Any]:
     raise KeyError(words)
 
 
-def test_labels(data: Dataset, no_answer: bool) -> list[Any]:
+def given_labels(data: Dataset, no_answer: bool) -> list[Any]:
     """The labels of a test split, those of a ClassLabel as words, and None for each row without one.
 
     A ClassLabel's -1 means no label; so do other labels that are all -1, if `no_answer`.

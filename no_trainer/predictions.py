@@ -107,7 +107,7 @@ def write_mistakes(
 ) -> list[str]:
     """Write validation_predictions.csv, greatest loss first; returns a line on the worst three.
 
-    Held-out rows keep their numbers in the training data.
+    Rows keep their numbers in the data from which they were held out, or others left out.
     """
     losses = row_losses(task, logits, labels)
     order = losses.argsort(descending=True, stable=True)

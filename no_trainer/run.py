@@ -76,7 +76,10 @@ class Run:
         return {"step": progress.step, "epoch": epochs}
 
     def goes_on(self) -> bool:
-        """Whether a step is left to take or, after a resume, the evaluation after the last step is missing."""
+        """Whether a step is left to take or, after a resume, the evaluation after the last step is missing.
+
+        With --max_train_steps, steps that the fp16 scaler skips may take another epoch.
+        """
         progress = self.progress
         if progress.step < self.max_steps:
             return bool(self.args.max_train_steps) or progress.epoch * self.steps_per_epoch < self.max_steps

@@ -65,6 +65,8 @@ def load_data(args: argparse.Namespace, fold: int = 4, folds: int = 10) -> tuple
         limit = limits["test" if is_test(name) else name.split("_")[0]]
         splits[name] = data.select(range(min(limit or len(data), len(data))))
     for name, data in labelled.items() if task.problem_type == ONE else ():
+        if len(splits[name]) == len(data):
+            continue
         flag = "--max_train_samples" if name == "train" else "--max_eval_samples"
         lost = set(data.unique("label")) - set(splits[name].unique("label"))
         names = [str(label) for value, label in zip(task.values, task.labels, strict=True) if value in lost]
@@ -222,6 +224,7 @@ def hold_out(data: Dataset, fold: int, folds: int) -> dict[str, Dataset]:
     share = f"{len(held)} rows of {len(data)}"
     say(f"no validation data is given: {share} are held out, stratified by label")
     rest = sorted(set(range(len(data))) - set(held))
+    validation = data.select(sorted(held))
     if ROW not in data.column_names:
-        data = data.add_column(ROW, np.arange(len(data)))
-    return {"train": data.select(rest), "validation": data.select(sorted(held))}
+        validation = validation.add_column(ROW, np.array(sorted(held)))
+    return {"train": data.select(rest), "validation": validation}

@@ -173,3 +173,16 @@ def test_the_labels_are_not_read_as_the_text_that_the_model_was_trained_on(capsy
     assert "the model was trained on the column topic as text, which is the column of the labels here" in (
         capsys.readouterr().err
     )
+
+
+def test_labels_that_alternate_do_not_look_as_if_every_column_told_them() -> None:
+    """Of 4,000 rows, every second one has the same label, and the messages are drawn for both."""
+    rows = range(4000)
+    columns = {"message": [f"message {row * 7919 % 301}" for row in rows], "customer": [f"c {row}" for row in rows]}
+    data = Dataset.from_dict(columns | {"label": ["ab"[row % 2] for row in rows]})
+    assert find_text_columns(data) == ["message", "customer"]
+
+
+def test_a_single_label_is_told_by_no_column() -> None:
+    columns = {"message": ["hello", "good bye"] * 20, "user": [f"u {row}" for row in range(40)], "label": ["a"] * 40}
+    assert find_text_columns(Dataset.from_dict(columns)) == ["message", "user"]
