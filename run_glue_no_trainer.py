@@ -25,13 +25,13 @@
 #   "protobuf>=5.26",
 # ]
 # ///
-"""Fine-tune a sequence-classification model on a GLUE task or on your own files: the loop in plain sight.
+"""Fine-tune a sequence-classification model on a GLUE task or on your own files.
 
-    python run_glue_no_trainer.py --model_name_or_path bert-base-cased --task_name mrpc --output_dir out
-    accelerate launch run_glue_no_trainer.py --model_name_or_path bert-base-cased --train_file train.csv ...
+    python run_glue_no_trainer.py --model_name_or_path MODEL --task_name mrpc --output_dir out
+    accelerate launch run_glue_no_trainer.py --model_name_or_path MODEL --train_file train.csv ...
 
-This file has what you may want to change, in the order in which it runs: flags, encoding, model, `main` with the
-training loop, scores. The folder no_trainer/ has the rest: reading files, checkpoints, the log, the model card.
+This file has what you may want to change, in the order in which it runs: flags, encoding, model,
+`main` with the training loop, scores. What you can leave alone is in the folder no_trainer/.
 """
 
 import argparse
@@ -120,10 +120,10 @@ from no_trainer.weights import load_best, note_best
 def make_encode(tokenizer: Tokenizer, task: Task) -> Callable[[dict[str, list]], dict[str, list]]:
     """Returns `encode(rows)`, from lists of the text columns and `label` to the model's inputs and `labels`.
 
-    The result is cached, and made again if you change this function (but not one that it imports from elsewhere).
+    The result is cached. It is made again if you change this function, but not one in another file.
     """
     class_ids = {value: index for index, value in enumerate(task.values or [])}
-    # token types only for pairs, and if the tokenizer uses them; the attention mask is made at padding
+    # token types only for pairs, and if the tokenizer uses them; padding makes the attention mask
     typed = len(task.text_columns) == 2 and any(tokenizer("a", "b").get("token_type_ids", []))
     options: dict[str, Any] = {"max_length": task.max_length, "return_attention_mask": False}
     options["return_token_type_ids"] = typed
@@ -149,8 +149,9 @@ def make_encode(tokenizer: Tokenizer, task: Task) -> Callable[[dict[str, list]],
 
 
 def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer, Task]:
-    """The model with a head for the task, its tokenizer, and the task with what depends on the model: the order of
-    the classes, and a max_length that the model can read.
+    """The model with a head for the task, its tokenizer, and the task with what depends on the model.
+
+    That is the order of the classes, and a max_length that the model can read.
     """
     config = from_pretrained(AutoConfig, args)
     task = in_models_order(task, config, new_head=args.ignore_mismatched_sizes)
@@ -175,7 +176,7 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer, 
 
 
 def parameter_groups(model: Model, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for AdamW: no weight decay on biases and on the weights of normalisation layers."""
+    """Two groups for AdamW: no weight decay on biases and on weights of normalisation layers."""
     spared = {
         id(parameter)
         for module in model.modules()
@@ -205,31 +206,31 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     splits, task = one_first(accelerator, lambda: load_data(args))
     model, tokenizer, task = load_model(args, task)
     encode, workers = make_encode(tokenizer, task), args.preprocessing_num_workers
-    data = one_first(accelerator, lambda: tokenize(splits, encode, tokenizer, task.max_length, workers))
+    data = one_first(accelerator, lambda: tokenize(splits, encode, tokenizer, task, workers))
     check_tokens(data, model, tokenizer)
-    table = review(splits, data, task)
+    table = review(splits, data, task, model)
     train_data, eval_data, test_data = by_purpose(data)
-    task = with_baseline(task, train_data, eval_data, args.metric_for_best_model)
+    task = with_baseline(task, judge, train_data, eval_data, args.metric_for_best_model)
 
-    # Steps. The size of the global batch is fixed; how it is split below may change to fit the memory
+    # Steps. The size of the global batch is fixed; how it is split may change to fit the memory
     batch_size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     global_batch = batch_size * accelerator.num_processes * accumulation
     lengths = None if args.no_group_by_length else np.minimum(numbers(train_data, "length"), task.max_length)
     sampler = GlobalBatchSampler(len(train_data), global_batch, batch_size, args.seed, lengths)
     max_steps = args.max_train_steps or args.num_train_epochs * sampler.steps_per_epoch
 
-    # Optimizer. Not fused with the fp16 scaler: a fused AdamW skips steps itself, and Accelerate could not tell
+    # Optimizer. With fp16, a fused AdamW would skip steps itself, and Accelerate could not tell
     fused = accelerator.device.type != "xla" and accelerator.scaler is None
     groups = parameter_groups(model, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, fused=fused)
     described = name_model(model)  # for the check of a checkpoint; `prepare` may shard the weights
-    # pad to max_length on TPU, where each new shape is compiled, and for models whose output depends on padding
+    # for TPU, where each new length is compiled, and for models whose output depends on padding
     one_length = args.pad_to_max_length or accelerator.device.type == "xla" or reads_padding(model)
     model, optimizer = accelerator.prepare(model, optimizer)
     final_model = model  # the model that is evaluated and saved; with EMA, the averaged one
 
     # Data loaders. If a batch does not fit the memory, it is halved and accumulated twice as often
-    collate = make_collate(tokenizer, accelerator, task.max_length if one_length else None)
+    collate = make_collate(tokenizer, accelerator, model, task.max_length if one_length else None)
     sampler.batch_size, eval_size = fit_batches(args, accelerator, model, collate, train_data, eval_data | test_data)
     accumulation = global_batch // (sampler.batch_size * accelerator.num_processes)
     accelerator.gradient_accumulation_steps = accumulation
@@ -239,7 +240,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     eval_loaders = make_eval_loaders(accelerator, eval_data, collate, workers, eval_size)
     test_loaders = make_eval_loaders(accelerator, test_data, collate, workers, eval_size)
 
-    # Schedule of the prepared optimizer. It is not prepared itself: a prepared one steps once per process
+    # Schedule of the prepared optimizer. Not prepared itself: it would step once per process
     warmup_steps, planned_steps = plan_schedule(args, max_steps)
     lr_scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, planned_steps)
     accelerator.register_for_checkpointing(lr_scheduler)
@@ -326,9 +327,9 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
 def evaluate_model(
     run: Run, model: torch.nn.Module, task: Task, eval_loaders: dict[str, DataLoader]
 ) -> tuple[dict[str, Any], dict[str, Predictions]]:
-    """`eval_loss` and `eval_<metric>` of each validation split, on every process, and the predictions.
+    """`eval_loss` and `eval_<metric>` of each validation split on every process, and the predictions.
 
-    MNLI's second split ends in _mm. Tables, such as the confusion matrix, go to all_results.json only.
+    MNLI's second split ends in _mm. Tables, such as the confusion matrix, are in all_results.json only.
     """
     results: dict[str, Any] = {}
     predictions: dict[str, Predictions] = {}
@@ -352,7 +353,7 @@ def predict_split(
 def judge(task: Task, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
     """The task's metrics, the loss and the scores of each class.
 
-    logits: [rows, classes]; labels: class ids or numbers, [rows], or 0 and 1 for each class, [rows, classes].
+    logits: [rows, classes]; labels: [rows], class ids or numbers, or [rows, classes], 0 and 1.
     """
     if task.problem_type == NUMBER:
         answers, loss = logits.squeeze(-1), F.mse_loss(logits.squeeze(-1), labels)

@@ -187,7 +187,7 @@ def read_arguments(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
             if any(word.startswith(given) for word in argv):
                 flags = [flag for flag in flags if not flag.startswith(replaced)]
         args = parser.parse_args([*flags, *argv])
-    return check_arguments(args, argv)
+    return argparse.Namespace(**vars(check_arguments(args, argv)), argv=list(argv))  # argv: for printed commands
 
 
 def before_imports(parse: Callable[[Sequence[str]], argparse.Namespace]) -> argparse.Namespace:
@@ -210,7 +210,7 @@ def before_imports(parse: Callable[[Sequence[str]], argparse.Namespace]) -> argp
 def instead(flag: str) -> str:
     """The end of a message about another script's flag: what to use here, if that is known."""
     meant = next((here for others, here in MEANT.items() if flag in others.split()), None)
-    return f"; here it is {meant}" if meant else ""
+    return f"; use {meant}" if meant else ""
 
 
 def read_config(file: str, parser: argparse.ArgumentParser) -> list[str]:

@@ -20,18 +20,21 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from no_trainer.files import no_cache
-from no_trainer.glue import ROW
+from no_trainer.glue import ROW, Task
 from no_trainer.graphs import compiler_records
 from no_trainer.labels import numbers
+from no_trainer.models import longest_text
 
 
 def tokenize(
-    splits: dict[str, Dataset], encode: Callable, tokenizer: Tokenizer, max_length: int, workers: int | None = None
+    splits: dict[str, Dataset], encode: Callable, tokenizer: Tokenizer, task: Task, workers: int | None = None
 ) -> dict[str, Dataset]:
     """Each split's rows as `encode` tokenizes them, with `length`, their number of tokens if uncut.
 
     They are cached; the cache depends on everything that `encode` reads.
     """
+
+    max_length, separator = task.max_length, f" {task.separator} "  # not the whole task: the cache depends on them
 
     def measured(rows: dict[str, list]) -> dict[str, list]:
         labels = {"label": rows["label"]} if "label" in rows else {}
@@ -43,7 +46,7 @@ def tokenize(
         if at_limit := [row for row, length in enumerate(lengths) if length >= max_length]:
             columns = [[column[row] for row in at_limit] for column in texts.values()]
             if len(columns) > 2:
-                columns = [[" ".join(cells) for cells in zip(*columns, strict=True)]]
+                columns = [[separator.join(cells) for cells in zip(*columns, strict=True)]]
             uncut = tokenizer(*columns, verbose=False)["input_ids"]
             for row, tokens in zip(at_limit, uncut, strict=True):
                 lengths[row] = len(tokens)
@@ -132,12 +135,13 @@ class Collate:
     fill: dict[str, int]  # the padding value of each input
     length: int | None  # to pad to; None: that of the longest row
     multiple: int  # to which the longest row is rounded up
+    limit: float  # but no further than this
     left: bool  # whether to pad on the left
     mask: bool  # whether the model takes an attention mask
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         lengths = [len(row["input_ids"]) for row in rows]
-        longest = self.length or -(-max(lengths) // self.multiple) * self.multiple
+        longest = self.length or min(-(-max(lengths) // self.multiple) * self.multiple, self.limit)
         shape = (len(rows), longest)
         batch = {name: np.full(shape, fill) for name, fill in self.fill.items() if name in rows[0]}
         mask = np.zeros((len(rows), longest), np.int64)
@@ -152,7 +156,9 @@ class Collate:
         return tensors | {name: torch.tensor([row[name] for row in rows]) for name in others}
 
 
-def make_collate(tokenizer: Tokenizer, accelerator: Accelerator, max_length: int | None) -> Collate:
+def make_collate(
+    tokenizer: Tokenizer, accelerator: Accelerator, model: torch.nn.Module, max_length: int | None
+) -> Collate:
     """A Collate that pads to `max_length` or, without one, to a multiple that holds the longest row.
 
     XLA compiles each new shape, so it needs a `max_length`.
@@ -164,7 +170,7 @@ def make_collate(tokenizer: Tokenizer, accelerator: Accelerator, max_length: int
         multiple = 16 if compiler.dynamic else 32  # each length is recorded or compiled by itself
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     mask = "attention_mask" in tokenizer.model_input_names
-    return Collate(fill, max_length, multiple, tokenizer.padding_side == "left", mask)
+    return Collate(fill, max_length, multiple, longest_text(model), tokenizer.padding_side == "left", mask)
 
 
 def make_loader(accelerator: Accelerator, data: Dataset, collate: Callable, workers: int, **how: Any) -> DataLoader:

@@ -10,18 +10,18 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from no_trainer.commands import literal, own_command
-from no_trainer.glue import NUMBER, ONE, SEVERAL, Task
+from no_trainer.glue import SEVERAL, Task
 from no_trainer.launch import hardware
-from no_trainer.messages import show
-from no_trainer.run import Run, numbers_in
+from no_trainer.messages import show, show_lines
+from no_trainer.metrics import ALWAYS, numbers_in
+from no_trainer.run import Run
 
 HUB_NAMES = {"pearson": "pearsonr", "macro_f1": "f1", "micro_f1": "f1"}  # names on the hub
-BASELINES = {
-    ONE: "The baseline always answers the commonest class of the training data.",
-    SEVERAL: "A class is predicted if its probability is above 0.5. "
-    "The baseline always gives the commoner answer for each class.",
-    NUMBER: "The baseline always answers the mean of the training data.",
-}
+BASELINE = "The baseline always answers {} of the training data."
+BASELINE_SEVERAL = (
+    "A class is predicted if its probability is above 0.5. "
+    "The baseline always gives the commoner answer for each class."
+)
 EXAMPLE = {"text": "The parcel came a day early.", "text_pair": "The parcel was late."}
 
 
@@ -47,7 +47,7 @@ def write_card(
         datasets=[hub_data] if hub_data else None,
         metrics=sorted({HUB_NAMES.get(metric, metric) for metric in task.metrics}),
         tags=["text-classification", "accelerate"],
-        eval_results=measured(found, hub_data or "own-data", data, args.task_name) or None,
+        eval_results=hub_scores(found, hub_data or "own-data", data, args.task_name) or None,
     )
     # the baseline was measured on the validation data
     baselines = {name: results.get(f"baseline_{name.removeprefix('eval_')}") for name in found}
@@ -56,7 +56,7 @@ def write_card(
         for name, value in found.items()
     ]
     classes = [{"class": label} | row for label, row in results.get("eval_per_class", {}).items()]
-    command = own_command()
+    command = own_command(args.argv)
     card = ModelCard.from_template(
         metadata,
         str(Path(__file__).with_name("card.jinja")),
@@ -65,7 +65,7 @@ def write_card(
         data=text(data),
         reads=" + ".join(map(text, task.text_columns)),
         answers=", ".join(map(text, task.labels or ["a number"])),
-        baseline=BASELINES[task.problem_type],
+        baseline=BASELINE_SEVERAL if task.several else BASELINE.format(ALWAYS[task.problem_type]),
         scores=markdown_table(scores),
         classes=markdown_table(classes),
         confusion="confusion_matrix.png" in run.files,
@@ -75,8 +75,8 @@ def write_card(
         options=pipeline_options(task),
         curve="![Loss and score by step](training_curve.png)" * ("training_curve.png" in run.files),
         evaluations=markdown_table(evaluations(lines)),
-        table=shown_lines(run.table),
-        command=shown_lines(command),
+        table=show_lines(run.table),
+        command=show_lines(command),
         fence="`" * max(map(len, ["``", *re.findall("`+", run.table + command)])) + "`",
         settings=markdown_table(settings(run, task, results)),
     )
@@ -103,28 +103,25 @@ def text(value: Any) -> str:
     return re.sub(r"(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])", r"\\_", escaped)  # harmless in a word
 
 
-def shown_lines(value: str) -> str:
-    """Text for a fenced block: with escapes for control characters."""
-    return "\n".join(map(show, value.split("\n")))
-
-
-def measured(scores: dict[str, float], dataset_type: str, dataset_name: str, config: str | None) -> list[EvalResult]:
+def hub_scores(scores: dict[str, float], dataset_type: str, dataset_name: str, config: str | None) -> list[EvalResult]:
     """The scores as the hub reads them: https://huggingface.co/docs/hub/model-cards."""
-    long = {"eval": "validation", "test": "test"}
-    return [
-        EvalResult(
-            task_type="text-classification",
-            dataset_type=dataset_type,
-            dataset_name=dataset_name,
-            dataset_config=config,
-            dataset_split=long[name[:4]] + "_mismatched" * name.endswith("_mm"),
-            metric_type=HUB_NAMES.get(metric := name[5:].removesuffix("_mm"), metric),
-            metric_name=name[5:],
-            metric_value=round(value, 4),
-        )
-        for name, value in scores.items()
-        if "loss" not in name
-    ]
+    found = []
+    for name, value in scores.items():
+        kind, metric = name.split("_", 1)  # such as eval_accuracy_mm
+        bare, split = metric.removesuffix("_mm"), {"eval": "validation"}.get(kind, kind)
+        if bare != "loss":
+            result = EvalResult(
+                task_type="text-classification",
+                dataset_type=dataset_type,
+                dataset_name=dataset_name,
+                dataset_config=config,
+                dataset_split=split if bare == metric else f"{split}_mismatched",
+                metric_type=HUB_NAMES.get(bare, bare),
+                metric_name=metric,
+                metric_value=round(value, 4),
+            )
+            found.append(result)
+    return found
 
 
 def evaluations(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 LONE = "\ue00d"  # replaces a carriage return inside a cell, where csv would end the row
 BLOCK = 10_000  # rows held as Python strings before they become Arrow arrays
 LONGEST_ROW = 1000  # most lines that a row with line breaks in quoted cells may span
+SEVERAL_LINES = "{} with a quoted cell over several lines that look like rows"
 csv.field_size_limit(2**31 - 1)
 
 
@@ -30,6 +31,10 @@ class Format:
     def rows(self, lines: Iterable[str], strict: bool = True) -> Iterator[list[str]]:
         return csv.reader(lines, delimiter=self.separator, skipinitialspace=self.skip_space, strict=strict)
 
+    def fits(self, lines: list[str]) -> bool:
+        """Whether each of these lines looks like a row."""
+        return all(line.count(self.separator) == self.width - 1 for line in lines)
+
 
 class Rows:
     """The rows read so far, as Arrow columns: they take far less memory than Python strings."""
@@ -38,7 +43,7 @@ class Rows:
         self.blocks: list[list[pa.Array]] = [[] for _ in range(width)]
         self.latest: list[list[str]] = []
         self.empty: list[int] = []  # lines of empty rows, which are dropped at the end of the file
-        self.lines, self.lone = array("q"), 0  # of each row; of carriage returns inside cells
+        self.lines, self.lone, self.notes = array("q"), 0, []  # of each row; carriage returns in cells; for the user
 
     def add(self, row: list[str], line: int) -> None:
         if not any(row) and len(row) > 1:
@@ -80,13 +85,13 @@ def read_cells(file: str) -> tuple[pa.Table, Sequence[int], list[str]]:
     def body() -> Iterator[str]:
         return islice(lines_of(file), first + 1, None)
 
-    rows = literal_rows(form, body, notes) or strict_rows(form, body, notes)
-    rows = rows or single_rows(form, list(body()), notes)
+    rows = literal_rows(form, body) or strict_rows(form, body) or single_rows(form, list(body()))
     columns, begins = rows.columns(), array("q", (line + first + 2 for line in rows.lines))
-    if rows.lone:
-        notes.insert(0, f"{many(rows.lone, 'carriage return')} without a line feed, read as text")
-    notes += ["empty rows at the end are left out"] * bool(rows.empty)
-    return pa.table(name_columns(file, names, columns, begins, notes)), begins, notes
+    named = name_columns(file, names, columns, begins)
+    notes = [f"{many(rows.lone, 'carriage return')} without a line feed, read as text"] * bool(rows.lone) + notes
+    notes += rows.notes + ["empty rows at the end are left out"] * bool(rows.empty)
+    notes += ["a column without a name and without cells is left out"] * (len(named) < len(columns))
+    return pa.table(named), begins, notes
 
 
 def lines_of(file: str) -> Iterator[str]:
@@ -107,11 +112,11 @@ def read_header(file: str, line: str) -> tuple[Format, list[str], list[str]]:
         names = next(form.rows([line], strict=False), [])
         if len(names) == 1:
             forms = {other: Format(file, other, skip_space=False) for other in SEPARATORS}
-            widths = {other: len(next(f.rows([line], strict=False))) for other, f in forms.items()}
-            if widths[other := max(widths, key=widths.get)] > 1:
-                form.separator = other
-                names = next(form.rows([line], strict=False))
-                notes.append(f"its cells are separated by {SEPARATORS[other]}")
+            found = {other: next(f.rows([line], strict=False)) for other, f in forms.items()}
+            widest = max(found, key=lambda other: len(found[other]))
+            if len(found[widest]) > 1:
+                form.separator, names = widest, found[widest]
+                notes.append(f"its cells are separated by {SEPARATORS[widest]}")
     except csv.Error as error:
         stop(f"{file}, line 1: {error}")
     if len(names) > 1 and all(name.startswith(" ") for name in names[1:]):
@@ -124,7 +129,7 @@ def read_header(file: str, line: str) -> tuple[Format, list[str], list[str]]:
     return form, [name.strip() for name in names], notes
 
 
-def literal_rows(form: Format, body: Callable[[], Iterator[str]], notes: list[str]) -> Rows | None:
+def literal_rows(form: Format, body: Callable[[], Iterator[str]]) -> Rows | None:
     """The rows of a tab-separated file, with quotes as plain text; None if some do not fit."""
     if form.separator != "\t":
         return None
@@ -138,39 +143,32 @@ def literal_rows(form: Format, body: Callable[[], Iterator[str]], notes: list[st
                 quoted += sum(cell[:1] == '"' for cell in row)
             rows.add(row, number)
     if quoted:
-        notes.append(f"quotes are read as part of the text ({many(quoted, 'cell')} with one at the start)")
+        rows.notes.append(f"quotes are read as part of the text ({many(quoted, 'cell')} with one at the start)")
     return rows
 
 
-def strict_rows(form: Format, body: Callable[[], Iterator[str]], notes: list[str]) -> Rows | None:
+def strict_rows(form: Format, body: Callable[[], Iterator[str]]) -> Rows | None:
     """The rows as the csv module reads them; None if it finds an error."""
-    rows, taken, whole, begin = Rows(form.width), [], 0, 0
-
-    def noted() -> Iterator[str]:
-        for line in body():
-            taken.append(line)
-            yield line
-
+    rows, whole, begin = Rows(form.width), 0, 0
+    taken: list[str] = []  # lines of the row in hand
     try:
-        for row in (reader := form.rows(noted())):
+        for row in (reader := form.rows(taken.append(line) or line for line in body())):
             if row:  # an empty line is no row
                 if len(row) != form.width:
                     return None
                 rows.add(row, begin)
-                if len(taken) > 1:
-                    whole += all(line.count(form.separator) == form.width - 1 for line in taken)
+                whole += len(taken) > 1 and form.fits(taken)
             begin = reader.line_num
             taken.clear()
     except csv.Error:
         return None
-    if whole:
-        notes.append(f"{many(whole, 'row')} with a quoted cell over several lines that look like rows")
+    rows.notes += [SEVERAL_LINES.format(many(whole, "row"))] * bool(whole)
     return rows
 
 
-def single_rows(form: Format, lines: list[str], notes: list[str]) -> Rows:
+def single_rows(form: Format, lines: list[str]) -> Rows:
     """The rows of a file with misplaced quotes or cells, each read in the only possible way."""
-    rows, wrong, literal, trimmed, number = Rows(form.width), [], 0, 0, 0
+    rows, wrong, literal, trimmed, whole, number = Rows(form.width), [], 0, 0, 0, 0
     while number < len(lines):
         line, used = lines[number].rstrip("\r\n"), 1
         row = one_row(form.rows([line]))
@@ -178,6 +176,9 @@ def single_rows(form: Format, lines: list[str], notes: list[str]) -> Rows:
             reader = form.rows(islice(lines, number, number + LONGEST_ROW))
             row = one_row(reader)
             used = reader.line_num if row else 1
+            if used > 1 and form.fits(lines[number : number + used]):
+                whole += used == 2
+                row, used = (row, used) if used == 2 else (None, 1)  # lines between that look like rows are rows
         fits = row is not None and len(row) == form.width
         if not fits and '"' in line and (split := split_one_way(form, line)):
             row, used, literal = split, 1, literal + 1
@@ -190,13 +191,14 @@ def single_rows(form: Format, lines: list[str], notes: list[str]) -> Rows:
         number += used
     if wrong:  # say the first line that cannot be read
         number, cells = wrong[0]
-        more = f" (and {many(len(wrong) - 1, 'more line')} like it)" * (len(wrong) > 1)
         what = f"{cells} cells, but the header has {form.width}"
         what = what if cells else "a quote that is not closed or not doubled"
+        what += f" (and {many(len(wrong) - 1, 'more line')} like it)" * (len(wrong) > 1)
         hint = "put a cell that contains a separator in double quotes, and double any quote inside it"
-        stop(f"{form.file}, line {number + 2}: {what}{more}; {hint}")
-    notes += [f"{many(literal, 'row')} with a quote out of place, read as written"] * bool(literal)
-    notes += [f"{many(trimmed, 'row')} with empty cells beyond the header: ignored"] * bool(trimmed)
+        stop(f"{form.file}, line {number + 2}: {what}; {hint}")
+    rows.notes += [f"{many(literal, 'row')} with a quote out of place, read as written"] * bool(literal)
+    rows.notes += [f"{many(trimmed, 'row')} with empty cells beyond the header: ignored"] * bool(trimmed)
+    rows.notes += [SEVERAL_LINES.format(many(whole, "row"))] * bool(whole)
     return rows
 
 
@@ -230,14 +232,13 @@ def split_one_way(form: Format, line: str) -> list[str] | None:
 
 
 def name_columns(
-    file: str, names: list[str], columns: list[pa.ChunkedArray], begins: Sequence[int], notes: list[str]
+    file: str, names: list[str], columns: list[pa.ChunkedArray], begins: Sequence[int]
 ) -> dict[str, pa.ChunkedArray]:
     """The columns by name, without those that have neither a name nor a filled cell."""
     named = {}
     for number, (name, column) in enumerate(zip(names, columns, strict=True)):
         filled = 0 if name else next((row for row, cell in enumerate(column) if cell.as_py()), None)
         if filled is None:
-            notes.append("a column without a name and without cells is left out")
             continue
         if not name and number:
             line, cell = begins[filled], column[filled].as_py()

@@ -88,12 +88,14 @@ def open_run(
             if progress.step > max_steps:
                 say(f"warning: {checkpoint} is of step {progress.step}, and this run would end at step {max_steps}")
         open_folder(args, accelerator, model, checkpoint)
+        if accelerator.is_main_process and progress.step < max_steps:
+            (Path(args.output_dir) / "all_results.json").unlink(missing_ok=True)  # of a run that goes on for longer
         if args.with_tracking:
             start_trackers(accelerator, args, progress, resumed=bool(checkpoint))
     begun = time.perf_counter() - progress.seconds
-    return Run(
-        args, accelerator, progress, StopSignal(accelerator), steps_per_epoch, max_steps, table, repository, begun
-    )
+    stop_signal, files = StopSignal(accelerator), {"log.jsonl"} if progress.step else set()
+    known = {"repository": repository, "begun": begun, "files": files}
+    return Run(args, accelerator, progress, stop_signal, steps_per_epoch, max_steps, table, **known)
 
 
 def open_folder(
@@ -115,7 +117,7 @@ def open_folder(
     if checkpoint:
         shutil.copy(checkpoint / "log.jsonl", folder / "log.jsonl")  # without later steps
         (folder / BEST).unlink(missing_ok=True)
-        if (checkpoint / BEST).exists():
+        if args.load_best_model_at_end and (checkpoint / BEST).exists():
             shutil.copy(checkpoint / BEST, folder / BEST)
 
 
@@ -168,9 +170,10 @@ def resume(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path,
         )
     for name, value in settings.items():
         if (was := progress.settings.get(name)) != value:
+            flags = " (--learning_rate, --lr_scheduler_type, warm-up, and epochs or steps)" * (name == "schedule")
             stop(
                 f"--resume_from_checkpoint {checkpoint}: {name} was {was} there and is {value} "
-                "here; take the same, or start a new run in another --output_dir"
+                f"here{flags}; take the same, or start a new run in another --output_dir"
             )
     if args.load_best_model_at_end and progress.best and not (checkpoint / BEST).exists():
         say("the weights of the best evaluation so far were not kept: the best from here on is saved")
@@ -220,9 +223,8 @@ def save_checkpoint(run: Run, model: torch.nn.Module, name: str) -> None:
         remove(aside)
     accelerator.wait_for_everyone()
     needed, limit = progress.step < run.max_steps, run.args.save_total_limit
-    first = accelerator.is_main_process
     if together(accelerator, write, aside, needed):
-        together(accelerator, lambda: first and seal(folder, name, limit), aside, needed)
+        together(accelerator, lambda: accelerator.is_main_process and seal(folder, name, limit), aside, needed)
 
 
 def leave(run: Run, model: torch.nn.Module) -> NoReturn:
@@ -237,11 +239,12 @@ def leave(run: Run, model: torch.nn.Module) -> NoReturn:
     elif run.args.output_dir and run.progress.step:
         save_checkpoint(run, model, name)
         launched = ", under the launcher that you used" * is_launched()
-        say(f"{said}: saved {Path(run.args.output_dir) / name}; to go on{launched}:\n{resume_command()}")
+        command = resume_command(argv=run.args.argv)
+        say(f"{said}: saved {Path(run.args.output_dir) / name}; to go on{launched}:\n{command}")
     else:
         why = "; nothing is saved without an --output_dir" * (not run.args.output_dir)
         say(f"{said}: stopped after step {run.progress.step}{why}")
     if is_launched():
         run.stop_signal.ignore()  # the launcher repeats it when one process has ended
-    optional("a tracker could not be closed", lambda: end_trackers(run))
+    optional("a tracker could not be closed", end_trackers, run)
     sys.exit(128 + number)

@@ -1,6 +1,7 @@
 """Checks of flags that are well-formed, made before the imports, which take seconds."""
 
 import argparse
+import csv
 import errno
 import glob
 import json
@@ -60,20 +61,19 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
             if re.match(r"[./~]", name) and not os.path.isdir(name):
                 stop(f"--{flag} {name}: there is no such folder")
             check_model_folder(flag, Path(name))
-    for flag in ("--train_file", "--validation_file", "--test_file", "--text_column_names"):
+    for flag in ("--config", "--train_file", "--validation_file", "--test_file", "--text_column_names"):
         if sum(word.partition("=")[0] == flag for word in argv) > 1:
-            stop(f"{flag} is given twice; it takes several values, one after the other")
+            stop(f"{flag} is given twice" + "; it takes several values, one after the other" * (flag != "--config"))
     if args.max_train_steps and not args.num_train_epochs:
         stop("--num_train_epochs 0 trains nothing, and --max_train_steps trains: leave one of them out")
     files = {flag: names for flag, names in vars(args).items() if flag.endswith("_file") and names}
     training = trains(args)
-    named = [f"--{flag}" for flag in ("task_name", "dataset_name") if getattr(args, flag)]
-    source = named[0] if named else None
+    source = next((f"--{flag}" for flag in ("task_name", "dataset_name") if getattr(args, flag)), None)
     if source and files:
         stop(f"{source} and --{next(iter(files))} cannot be given together: give one of them")
     if not source and "train_file" not in files and (training or not files):
-        tasks = ", ".join(GLUE)
-        stop(f"what to train on? Give --task_name ({tasks}), --dataset_name or --train_file")
+        hint = "; to evaluate or predict only, add --num_train_epochs 0" * bool(files)
+        stop(f"what to train on? Give --task_name ({', '.join(GLUE)}), --dataset_name or --train_file{hint}")
     if args.dataset_config_name and (args.task_name or not args.dataset_name):
         stop("--dataset_config_name needs a --dataset_name; a --task_name is its own configuration")
     if args.task_name == "ax" and (training or not args.do_predict):
@@ -94,7 +94,8 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
     if args.test_file and not args.do_predict:
         stop("--test_file is for --do_predict, which is not given")
     if args.text_column_names:
-        columns = [name.strip() for name in ",".join(args.text_column_names).split(",")]
+        written = ",".join(args.text_column_names)  # with quotes around a name that has a comma in it
+        columns = [name.strip() for name in next(csv.reader([written], skipinitialspace=True))]
         if len(set(columns) - {""}) != len(columns):
             stop(f"--text_column_names {','.join(columns)}: takes columns as in a,b, each once")
         if args.label_column_name and "label" in columns:
@@ -105,6 +106,8 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
     steps = args.checkpointing_steps
     if steps not in (None, "epoch") and not re.fullmatch(r"[1-9]\d*", steps):
         stop(f"--checkpointing_steps {steps}: takes a number of steps, or epoch")
+    if args.lr_scheduler_type == "constant" and (args.num_warmup_steps or args.warmup_ratio not in (0, 0.1)):
+        stop("--lr_scheduler_type constant has no warm-up; constant_with_warmup has one")
     if args.lr_scheduler_type == "polynomial" and training and args.learning_rate <= 1e-7:
         stop(f"--learning_rate {args.learning_rate:g}: the polynomial schedule needs more than 1e-7")
     saving = [f"--{flag}" for flag in NEEDS_FOLDER if getattr(args, flag)]
@@ -161,8 +164,7 @@ def check_hub(args: argparse.Namespace) -> None:
     if args.push_to_hub and not trains(args):
         stop("--push_to_hub uploads the trained model, but this run trains nothing")
     if args.hub_token and not re.fullmatch(r"[!-~]+", args.hub_token):
-        # the client's own message would show the token
-        stop("--hub_token: a token has only ASCII characters and no spaces")
+        stop("--hub_token: a token has only ASCII characters and no spaces")  # the client would show the token
 
 
 def find_files(flag: str, name: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Finds the classes of the data, and matches them with those of a model."""
 
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -9,10 +10,12 @@ from typing import Any
 from datasets import ClassLabel, Dataset
 from transformers import PretrainedConfig
 
-from no_trainer.glue import METRICS, Task
+from no_trainer.glue import METRICS, NUMBER, Task
 from no_trainer.labels import NUMBERS, is_list
 from no_trainer.launch import say
 from no_trainer.messages import some, stop
+
+MISSING = ("nan", "null", "n/a", "<na>", "#n/a", "nat")  # what programs write for no value
 
 
 def find_classes(data: Dataset, told: bool = False) -> tuple[list[Any] | None, list[str] | None]:
@@ -30,8 +33,9 @@ def find_classes(data: Dataset, told: bool = False) -> tuple[list[Any] | None, l
     labels = data["label"][:]
     if is_list(feature):
         labels = [value for row in labels for value in row]
-        if not labels:
-            stop("the training data has no class at all: every list of labels is empty")
+        if len(set(labels)) < 2:
+            what = f"the only class in its lists is {labels[0]!r}" if labels else "every list of labels is empty"
+            stop(f"the training data has no two classes: {what}; with one class, give each row a word for yes or no")
     elif feature.dtype.startswith("float"):
         if not told:
             warn_of_numbers(found)
@@ -44,7 +48,7 @@ def find_classes(data: Dataset, told: bool = False) -> tuple[list[Any] | None, l
 def warn_of_numbers(found: list[float]) -> None:
     """Warn that labels with a decimal point are numbers to predict, if they look like classes."""
     if len(found) < 10 and all(float(value).is_integer() for value in found):
-        written = some(map(str, sorted(found)), len(found))
+        written = some(map(str, sorted(found)))
         say(
             f"warning: the labels {written} have a decimal point, so they are numbers to predict; "
             "to have classes, write 0, 1 ..."
@@ -76,10 +80,31 @@ def warn_of_labels(counts: Counter[str]) -> None:
     elif len(counts) > 8 and all(re.fullmatch(r"-?\d+", label) for label in counts):
         say("warning: whole numbers are classes; --do_regression predicts them as numbers")
     elif 0 < len(odd) * 4 < len(counts):
-        say(f"warning: most labels are numbers; because of {some(odd, len(odd))}, all are classes")
+        say(f"warning: most labels are numbers; because of {some(odd)}, all are classes")
+    if absent := sorted(label for label in counts if label.strip().lower() in MISSING):
+        say(f"warning: {some(map(repr, absent))} is a class here; leave out rows without a label")
     if rare := sorted(label for label in counts if counts[label] < 10):
-        listed = some(rare, len(rare))
+        listed = some(rare)
         say(f"warning: fewer than ten rows of the training data have the label {listed}")
+
+
+def warn_of_limit(data: Dataset, kept: Dataset, task: Task, name: str) -> None:
+    """Warn if the first rows of a split, which are `kept`, lack a class or have the lowest or highest numbers only."""
+    if len(kept) == len(data):
+        return
+    flag, lost = "--max_train_samples" if name == "train" else "--max_eval_samples", []
+    labels = data["label"][:]
+    first, others = labels[: len(kept)], labels[len(kept) :]
+    if task.problem_type == NUMBER:
+        lost = ["low numbers"] * (min(others) < max(others) < min(first))
+        lost += ["high numbers"] * (min(others) > max(first))
+    else:
+        if task.several:
+            first, others = itertools.chain(*first), itertools.chain(*others)
+        gone = set(others) - set(first)
+        lost = [str(label) for value, label in zip(task.values, task.labels, strict=True) if value in gone]
+    if lost:
+        say(f"warning: {flag} leaves no row of {some(lost)} in the {name} data; if the file is sorted, shuffle it")
 
 
 def match_labels(names: list[str], data: Dataset | None) -> list[Any]:
@@ -95,7 +120,7 @@ def match_labels(names: list[str], data: Dataset | None) -> list[Any]:
     if names != list(map(str, values)):
         how = "by the numbers in their names" if by_name else "in the model's order"
         pairs = [f"{value} is {name}" for value, name in zip(values, names, strict=True)]
-        listed = some(pairs, len(pairs))
+        listed = some(pairs)
         say(f"the labels are numbers; they are taken as the model's classes {how}: {listed}")
     return values
 
@@ -139,7 +164,7 @@ def in_models_order(task: Task, config: PretrainedConfig, new_head: bool = False
     missing = [name for key, name in zip(keys, names, strict=True) if key not in place]
     if place.keys() <= set(keys) and len(set(keys)) == len(keys) and not (missing and new_head):
         if missing:
-            listed = some(missing, len(missing))
+            listed = some(missing)
             say(f"the model also knows the class {listed}, of which the data has no row")
         spelled, values, words = task.words or task.labels, [], []
         for key, name in zip(keys, names, strict=True):

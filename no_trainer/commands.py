@@ -6,7 +6,6 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 HIDDEN = "HIDDEN"  # in place of other secrets
 SECRET = r"(?i:[\w-]*(?:token|key|secret|password))"  # a name whose value is one; not tokenizer_name
@@ -80,18 +79,23 @@ def without_values(message: str) -> str:
     return re.sub(rf"(--?{SECRET})([= ])(?!-)\S+", rf"\1\2{HIDDEN}", message)
 
 
-def own_words() -> list[str]:
-    """The command line of this process, without secrets and without the launcher before it."""
+def own_words(argv: Sequence[str] | None = None) -> list[str]:
+    """The command line that starts this run, without secrets and without a launcher before it.
+
+    argv: the flags that were read. If they are not this process's own, another program has called `main`.
+    """
     flags, typed = sys.argv[1:], sys.orig_argv
+    if argv and not (flags and set(flags) <= set(argv)):  # a notebook, for instance
+        return without_secrets(["python", "run_glue_no_trainer.py", *argv], TOKEN)
     if typed[len(typed) - len(flags) :] != flags:
         typed = ["python", *sys.argv]
     return without_secrets(typed, TOKEN)
 
 
-def own_command() -> str:
-    """This process's command line to be published: no secrets, and `~` for the home folder."""
-    home, shown = f"{Path.home()}/", []
-    for word in own_words():
+def own_command(argv: Sequence[str] | None = None) -> str:
+    """The command line of this run to be published: no secrets, and `~` for the home folder."""
+    home, shown = os.path.join(os.path.expanduser("~"), ""), []
+    for word in own_words(argv):
         flag, equals, value = word.partition("=")
         if flag.startswith("--") and equals and value.startswith(home):
             shown += [flag, value]  # a shell does not expand ~ after `=`
@@ -101,10 +105,10 @@ def own_command() -> str:
     return " ".join(quoted)
 
 
-def resume_command(*flags: str) -> str:
+def resume_command(*flags: str, argv: Sequence[str] | None = None) -> str:
     """The command line that resumes this run at its latest checkpoint, with `flags` added."""
     kept, before = [], ""
-    for word in own_words():
+    for word in own_words(argv):
         name = word.partition("=")[0]
         dropped = name in ("--resume_from_checkpoint", "--overwrite_output_dir")
         dropped = dropped or before == "--resume_from_checkpoint"

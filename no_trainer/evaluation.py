@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 from no_trainer.checkpoints import leave
 from no_trainer.launch import progress_bar
 from no_trainer.messages import stop
+from no_trainer.metrics import numbers_in, plain
 from no_trainer.review import fit
-from no_trainer.run import Run, numbers_in
+from no_trainer.run import Run
 
 # on the CPU: float32 logits [rows, classes]; class ids [rows], numbers [rows] or 0 and 1 [rows, classes], or None
 Predictions = tuple[torch.Tensor, torch.Tensor | None]
@@ -50,7 +51,7 @@ def agree(results: dict[str, Any]) -> dict[str, Any]:
     Raises:
         SystemExit: 1, if one of them is not finite.
     """
-    results = broadcast_object_list([results])[0]
+    results = broadcast_object_list([plain(results)])[0]
     found = numbers_in(results)
     if not all(map(math.isfinite, found.values())):
         stop(f"the evaluation gave {found}: the weights are broken.", code=1)
@@ -62,6 +63,6 @@ def score_line(results: dict[str, Any]) -> str:
     scores = {n: value for n, value in numbers_in(results).items() if n.startswith("eval_")}
     words = [f"{name.removeprefix('eval_')} {value:.4f}" for name, value in scores.items()]
     place = f"epoch {round(results['epoch'], 2):g}, step {results['step']}: "
-    words[:1] = [place + "".join(words[:1])]
+    words[0] = place + words[0]
     # only a terminal needs it wrapped
     return fit(words, shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000, 4)

@@ -13,12 +13,14 @@ from typing import Any, NoReturn
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from datasets import Dataset, Value, concatenate_datasets, load_dataset, load_dataset_builder
 
-from no_trainer import cells
+from no_trainer import cells, records
+from no_trainer.checks import SUFFIXES
 from no_trainer.folder import checksum, to_disk
 from no_trainer.launch import say
-from no_trainer.messages import stop, under_way
+from no_trainer.messages import some, stop, under_way
 
 JSON = (".json", ".jsonl")  # the ends of such a file's name
 Parsed = tuple[pa.Table, Sequence[int], list[str]]  # columns, line of each row, notes for the user
@@ -40,11 +42,31 @@ def read_dataset(source: str, config: str | None) -> dict[str, Dataset]:
             )
         say(f"warning: the hub does not answer; {source} is read from datasets' cache")
     files = getattr(builder.config, "data_files", None) or {}
-    local = all(os.path.exists(file) for named in files.values() for file in named)
-    if kind in ("csv", "json") and local and not has_options(builder.config):
-        return {str(split): read_files(list(map(str, named)), []) for split, named in files.items()}
-    how = {"keep_default_na": False} if kind == "csv" else {}
+    files = {str(split): list(map(str, named)) for split, named in files.items()}
+    every = [Path(file) for named in files.values() for file in named]
+    how: dict[str, Any] = {"keep_default_na": False} if kind == "csv" else {}
+    if every and all(file.exists() for file in every):
+        report_files(Path(source), files, builder.config.name == "default")
+        if kind in ("csv", "json") and not builder.info.features and not has_options(builder.config):
+            return {split: read_files(named, []) for split, named in files.items()}
+        # datasets' cache goes by the name of a folder, not by what is in its files
+        content = xxhash.xxh3_64_hexdigest("".join(map(checksum, every)).encode())
+        how["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / "run_glue_no_trainer" / content)
     return dict(attempt(source, lambda: load_dataset(source, config, **how)))
+
+
+def report_files(source: Path, files: dict[str, list[str]], whole: bool) -> None:
+    """Say which files of a folder make up a split, unless they are numbered, and which none has.
+
+    The latter only if the `whole` folder is one data set: others may be for another configuration.
+    """
+    for split, named in files.items():
+        if len(named) > 1 and not re.search(r"-\d+-of-\d+\.", named[0]):
+            say(f"{source}: the {split} data are those of {some(map(os.path.basename, named))}")
+    read = {os.path.realpath(file) for named in files.values() for file in named}
+    there = [file for ending in SUFFIXES for file in sorted(source.rglob(f"*{ending}")) if whole]
+    if unread := [file.name for file in there if os.path.realpath(file) not in read]:
+        say(f"warning: {source}: datasets does not read {some(unread)}")
 
 
 def has_options(config: datasets.BuilderConfig) -> bool:
@@ -94,7 +116,7 @@ def read_file(file: str) -> Dataset:
         return attempt(file, lambda: load_dataset("parquet", name, data_files=glob.escape(file), split="train"))
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "run_glue_no_trainer"
     # named after checksums of the file, its reader and the table: no stale or damaged one is used
-    content = "-".join(map(checksum, (Path(file), Path(__file__), Path(cells.__file__))))
+    content = "-".join(map(checksum, map(Path, (file, __file__, cells.__file__, records.__file__))))
     name = f"{content}-{os.path.splitext(file)[1].lower()[1:]}"
     found = (kept for kept in cache.glob(f"{name}-*.arrow") if kept.stem.endswith(checksum(kept)))
     try:
@@ -162,7 +184,7 @@ def parse(file: str) -> Parsed:
     check_content(file)
     try:
         with under_way(f"reading {file}"):
-            read = parse_json if file.lower().endswith(JSON) else cells.read_cells
+            read = records.read_records if file.lower().endswith(JSON) else cells.read_cells
             table, lines, notes = read(file)
     except UnicodeDecodeError as error:
         stop(f"{file} is not UTF-8: {error}; save it as UTF-8")
@@ -184,67 +206,3 @@ def place_of(files: list[str], row: int) -> str:
             return f"{file}, {'row' if isinstance(lines, range) else 'line'} {lines[row]}"
         row -= len(lines)
     raise IndexError(row)
-
-
-def parse_json(file: str) -> Parsed:
-    """The rows of JSON lines, or of one JSON value (see `unfold`); missing values are null."""
-    text = Path(file).read_bytes().decode("utf-8-sig").rstrip()
-    place, rows, lines, line, before = 0, [], [], 1, 0
-    decoder, space, notes = json.JSONDecoder(), re.compile(r"\s*"), []
-    while place < len(text):
-        begin = space.match(text, place).end()
-        line, before = line + text.count("\n", before, begin), begin
-        row, place = decoder.raw_decode(text, begin)
-        rows.append(row)
-        lines.append(line)
-    if len(rows) == 1:
-        rows, lines, notes = unfold(file, rows[0])
-    if wrong := [number for number, row in enumerate(rows) if not isinstance(row, dict)]:
-        stop(f'{file}, row {wrong[0] + 1} is not an object such as {{"text": "...", "label": "x"}}')
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {}
-    for name in names:
-        try:
-            columns[name] = to_arrow([row.get(name) for row in rows])
-        except UnicodeEncodeError:
-            half = re.compile("[\ud800-\udfff]")
-            texts = (json.dumps(row.get(name), ensure_ascii=False) for row in rows)
-            line = next(n for n, text in zip(lines, texts, strict=True) if half.search(text))
-            stop(f"{file}, line {line}: {name} holds half of a character (such as \\ud800)")
-    return pa.table(columns), lines, notes
-
-
-def unfold(file: str, whole: Any) -> tuple[list[Any], Sequence[int], list[str]]:
-    """The rows of one JSON value: a list of objects, a list under `data`, or columns by name."""
-    notes: list[str] = []
-    if isinstance(whole, dict) and isinstance(whole.get("data"), list):
-        whole = whole["data"]
-    elif isinstance(whole, dict) and whole:
-        columns = list(whole.values())
-        if all(isinstance(column, dict) for column in columns):  # pandas writes {row: value}
-            if any(column.keys() != columns[0].keys() for column in columns):
-                stop(f"{file}: its values look like columns, but not all have the same rows")
-            columns = [[column[row] for row in columns[0]] for column in columns]
-        lengths = {len(column) if isinstance(column, list) else -1 for column in columns}
-        if len(lengths) == 1 and min(lengths) > 1:
-            whole = [dict(zip(whole, row, strict=True)) for row in zip(*columns, strict=True)]
-            notes = [f"its values are read as columns of {len(whole)} rows"]
-        elif min(lengths) >= 0 and len(lengths) > 1:
-            found = ", ".join(map(str, lengths))
-            stop(f"{file}: its values look like columns, but have different lengths ({found})")
-    rows = whole if isinstance(whole, list) else [whole]
-    return rows, range(1, len(rows) + 1), notes
-
-
-def to_arrow(values: list) -> pa.Array:
-    """Values of one type as that type; mixtures with lists or objects as JSON bytes, others as text."""
-    kinds = {type(value) for value in values} - {type(None)}
-    numbers = kinds == {bool} or kinds <= {int, float}
-    if kinds == {str} or (kinds and (numbers or kinds & {list, dict})):
-        try:
-            return pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # too large, or mixed
-            if kinds & {list, dict}:
-                return pa.array([None if v is None else json.dumps(v).encode() for v in values])
-    texts = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
-    return pa.array(texts, pa.string())

@@ -15,6 +15,7 @@ WRITTEN = (  # what a training run writes, besides the files of the tokenizer
     "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "README.md", "all_results.json",
     "log.jsonl", "validation_predictions.csv", "predict_results.csv", "training_curve.png", "confusion_matrix.png",
 )  # fmt: skip
+TABLES = r"predict_results(_(mis)?matched)?\.csv|validation_predictions(_mm)?\.csv"
 BEST = "best.safetensors"  # the weights of the best evaluation, while training goes on
 LOCK = ".run.lock"  # held by the run that writes in the folder
 HELD: list[Any] = []  # locks of this process
@@ -129,10 +130,14 @@ def hold(folder: Path, seconds: float = 0.5) -> bool:
 def let_go() -> None:
     """Unlock the folders that this process has locked."""
     while HELD:
-        lock = HELD.pop()
-        with contextlib.suppress(OSError):  # Windows cannot remove an open file
-            os.unlink(lock.lock_file)  # before the release: a waiting run sees that it is gone
-        lock.release()
+        release(HELD.pop())
+
+
+def release(lock: Any) -> None:
+    """Unlock a folder and remove the file of the lock."""
+    with contextlib.suppress(OSError):  # Windows cannot remove an open file
+        os.unlink(lock.lock_file)  # before the release: a waiting run sees that it is gone
+    lock.release()
 
 
 def is_free(folder: Path) -> bool:
@@ -142,8 +147,10 @@ def is_free(folder: Path) -> bool:
         return True
     if any(Path(held.lock_file) == path for held in HELD):
         return False
+    before = len(HELD)
     free = hold(folder)
-    let_go()
+    if len(HELD) > before:
+        release(HELD.pop())
     return free
 
 
@@ -163,8 +170,7 @@ def clear(folder: Path, model: bool = True) -> None:
     names = ["log.jsonl", "all_results.json", BEST, "glue_no_trainer"]
     names += ["model.safetensors", "config.json"] * model
     names += ["training_curve.png", "confusion_matrix.png"]
-    tables = r"predict_results(_(mis)?matched)?\.csv|validation_predictions(_mm)?\.csv"
-    predictions = [file for file in folder.glob("*.csv") if re.fullmatch(tables, file.name)]
+    predictions = [file for file in folder.glob("*.csv") if re.fullmatch(TABLES, file.name)]
     card = folder / "README.md"
     names += ["README.md"] * (model and card.is_file() and not card.is_symlink() and is_card(card))
     for old in [*checkpoints(folder), *predictions, *(folder / name for name in names)]:
@@ -173,6 +179,7 @@ def clear(folder: Path, model: bool = True) -> None:
 
 def clear_aside(folder: Path) -> None:
     """Remove what a killed run had begun to write."""
-    for left in folder.glob(".*.*"):
-        if re.fullmatch(r"\.((step|epoch)_\d+\.(partial|old)|(model|best|all_results\.json)\.partial)", left.name):
+    names = rf"((step|epoch)_\d+)\.(partial|old)|(model|best|all_results\.json|{TABLES}|[\w-]+\.tsv)\.partial"
+    for left in [*folder.glob(".*.*"), *folder.glob("glue/.*.tsv.partial")]:
+        if re.fullmatch(rf"\.({names})", left.name):
             remove(left)

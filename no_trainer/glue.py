@@ -41,6 +41,7 @@ METRICS = {  # task, or kind of own data: its metrics; other tasks have accuracy
     "several classes": ["micro_f1", "macro_f1", "exact_match"],
     "regression": ["mse", "pearson", "spearmanr"],
 }
+LOWER_IS_BETTER = ("loss", "mse")  # of other metrics, the highest is the best
 ROW = "row of the data"  # column with the number of each row, from 0, where others were held out or left out
 # the names that transformers gives to the kinds of tasks
 ONE, SEVERAL, NUMBER = "single_label_classification", "multi_label_classification", "regression"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, LargeList, List, Sequence, Value
+from datasets import ClassLabel, Dataset, LargeList, List, Value
 
 from no_trainer.glue import NUMBER, ROW, SEVERAL, Task
 from no_trainer.launch import say
@@ -14,7 +14,7 @@ from no_trainer.messages import many, some, stop
 
 WHOLE = r"-?(0|[1-9]\d*)"  # a whole number that is written as text; 007 is a word
 NUMBERS = {"int64": WHOLE, "float64": r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?"}
-LISTS = (List, LargeList, Sequence)
+LISTS = (List, LargeList)
 Where = Callable[[str, int], str]  # (split, row counted from 0): where that row is, in words
 
 
@@ -59,7 +59,7 @@ def check_labels(data: Dataset, name: str, where: Where) -> Dataset:
             "they may be words, numbers, true and false, or lists of them"
         )
     labels = data["label"][:]
-    if missing := [row for row, label in enumerate(labels) if label is None or label == ""]:
+    if missing := [row for row, label in enumerate(labels) if label is None or str(label).strip() == ""]:
         places = some([where(name, row) for row in missing[:5]], len(missing))
         stop(f"{places} {'has' if len(missing) == 1 else 'have'} no label")
     if isinstance(feature, ClassLabel) and (none := sum(label == -1 for label in labels)):
@@ -78,7 +78,7 @@ def check_lists(data: Dataset, name: str, where: Where) -> Dataset:
         stop(f"the labels of the {name} data are lists of {feature.feature}; they may be lists of words")
     labels, names = data["label"][:], inner(feature)
     for row, label in enumerate(labels):
-        if label is None or None in label or "" in label:
+        if label is None or any(word is None or str(word).strip() == "" for word in label):
             stop(f"{where(name, row)} has no label, or an empty one in its list; a row of no class has []")
         wrong = [x for x in label if isinstance(names, ClassLabel) and not 0 <= x < len(names.names)]
         if wrong:
@@ -96,12 +96,13 @@ def check_lists(data: Dataset, name: str, where: Where) -> Dataset:
     return data.cast_column("label", List(Value("string"))) if names.dtype == "null" else data
 
 
-def name_labels(data: Dataset) -> Dataset:
-    """The data with a ClassLabel's numbers, which are valid in one split only, as words."""
-    if not isinstance(feature := data.features["label"], ClassLabel):
+def name_labels(data: Dataset, column: str = "label") -> Dataset:
+    """The data with a ClassLabel's numbers, which are valid in one split only, as words (-1: as null)."""
+    feature = data.features[column]
+    if not isinstance(feature, ClassLabel):
         return data
-    words = [feature.names[label] for label in data["label"][:]]
-    return data.remove_columns("label").add_column("label", words)
+    words = [None if number in (None, -1) else feature.names[number] for number in data[column][:]]
+    return data.remove_columns(column).add_column(column, words)
 
 
 def type_labels(splits: dict[str, Dataset], where: Where, as_numbers: bool = False) -> dict[str, Dataset]:
@@ -124,6 +125,8 @@ def type_labels(splits: dict[str, Dataset], where: Where, as_numbers: bool = Fal
             kind = "string"  # such as ids, too long for int64
     if kind == "bool":
         kind = "string"
+    if kind.startswith(("int", "uint")):
+        kind = "int64"
     if as_numbers:
         kind = "float64"
     typed = {}
@@ -185,13 +188,6 @@ def to_word(label: Any) -> str:
     return str(label).lower() if isinstance(label, bool) else str(label)
 
 
-def check_list(label: Any) -> list:
-    """The label, if it is a list of classes; raises TypeError otherwise: a word would be read by its letters."""
-    if not isinstance(label, list):
-        raise TypeError(label)
-    return label
-
-
 def keep_answers(data: Dataset, name: str, task: Task) -> Dataset:
     """A test split, with its labels only if each row has one that the model could predict."""
     if "label" not in data.column_names:
@@ -199,14 +195,16 @@ def keep_answers(data: Dataset, name: str, task: Task) -> Dataset:
     labels = given_labels(data, no_answer="-1" not in map(str, task.values or []))
     unlabelled = sum(label is None for label in labels)
     if 0 < unlabelled < len(labels):
-        say(f"{unlabelled} of {many(len(labels), 'row')} of the {name} data have no label, so it is not scored")
+        say(f"the {name} data is not scored: {unlabelled} of its {many(len(labels), 'row')} have no label")
     if unlabelled:
         return data.remove_columns("label")
     try:
+        if is_list(data.features["label"]) != (task.problem_type == SEVERAL):
+            raise TypeError("a word would be read by its letters")
         if task.problem_type == NUMBER:
             answers = [to_number(label) for label in labels]
         elif task.problem_type == SEVERAL:
-            lists = [list(map(str, check_list(label))) for label in labels]
+            lists = [list(map(str, label)) for label in labels]
             known = values_of({word for words in lists for word in words}, task)
             answers = [[known[word] for word in words] for words in lists]
         else:
@@ -214,7 +212,7 @@ def keep_answers(data: Dataset, name: str, task: Task) -> Dataset:
             known = values_of(set(words), task)
             answers = [known[word] for word in words]
     except (TypeError, ValueError, KeyError):
-        say(f"the labels of the {name} data are not all known to the model, so it is not scored")
+        say(f"the {name} data is not scored: the model does not know all of its labels")
         return data.remove_columns("label")
     return data.remove_columns("label").add_column("label", answers)
 
@@ -244,4 +242,4 @@ def given_labels(data: Dataset, no_answer: bool) -> list[Any]:
     if isinstance(names := inner(feature), ClassLabel):
         return [None if label is None or -1 in label else [names.names[n] for n in label] for label in labels]
     hidden = no_answer and all(label == -1 for label in labels)
-    return [None if hidden or label == "" else label for label in labels]
+    return [None if hidden or str(label).strip() == "" else label for label in labels]

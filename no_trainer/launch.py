@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from no_trainer.messages import LAUNCHERS, STARTING, count, show, stop, suggestion
+from no_trainer.messages import LAUNCHERS, STARTING, count, show_lines, stop, suggestion
 
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
@@ -217,17 +217,17 @@ def say(text: str) -> None:
     if not PartialState().is_main_process or sys.stdout is None:  # closed before Python began
         return
     try:
-        tqdm.write("\n".join(map(show, text.split("\n"))))
+        tqdm.write(show_lines(text))
         sys.stdout.flush()
     except (OSError, ValueError):  # closed, a full disk, or a reader that is gone (`| head`)
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-def optional(what: str, work: Callable[[], Any]) -> Any:
-    """The result of `work`; if it fails, None, and a warning instead of an error."""
+def optional(what: str, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """The result of `work` with these arguments; if it fails, None, and a warning instead of an error."""
     try:
-        return work()
+        return work(*args, **options)
     except Exception as error:
         say(f"warning: {what}: {type(error).__name__}: {error}")
         return None

@@ -162,7 +162,7 @@ def stop_for_memory(error: Exception, args: argparse.Namespace | None) -> NoRetu
     flags = [word for flag, value in half.items() for word in (f"--{flag}", str(value))]
     saved = checkpoints(Path(args.output_dir)) if args.output_dir else []
     if saved:
-        again = f"To go on from {saved[-1].name} with half the batch: {resume_command(*flags)}"
+        again = f"To go on from {saved[-1].name} with half the batch: {resume_command(*flags, argv=args.argv)}"
     else:
         again = f"There is no checkpoint to go on from; half the batch is {' '.join(flags)}."
     stop(message, code=1, alone=True, last=again)

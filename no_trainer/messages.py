@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any, NoReturn
 
 LAUNCHERS = {  # launchers' variables: how many processes were started, and which of them this is
@@ -19,6 +18,7 @@ LAUNCHERS = {  # launchers' variables: how many processes were started, and whic
     "MV2_COMM_WORLD_SIZE": "MV2_COMM_WORLD_RANK",
     "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",  # srun's; SLURM_NTASKS is set by sbatch, too
 }
+LAUNCH = "ACCELERATE_DYNAMO_USE_FULLGRAPH"  # set by every `accelerate launch`, and hardly by anybody else
 LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # whatever some program takes as a line end
 STARTING = contextlib.ExitStack()  # closed when the imports are done
 EARLIER: dict[int, Any] = {}  # signal handlers that `before_imports` has replaced
@@ -84,15 +84,21 @@ def show(name: str) -> str:
     return "".join(c if c.isprintable() else escape(c) for c in str(name))
 
 
+def show_lines(text: str) -> str:
+    """A text of several lines, each as `show` writes it."""
+    return "\n".join(map(show, text.split("\n")))
+
+
 def many(number: int, thing: str) -> str:
     """A number with its noun: `1 row`, `2 rows`."""
     return f"{number:,} {thing}" + "s" * (number != 1)
 
 
-def some(things: Iterable[str], number: int) -> str:
-    """The first five of a number of things, and how many more there are."""
-    named = list(islice(things, 5))
-    return ", ".join(named) + f" and {number - len(named):,} more" * (number > len(named))
+def some(things: Iterable[str], number: int | None = None) -> str:
+    """The first five things, and how many more there are of them, or of the `number` that is given."""
+    things = list(things)
+    more = (number or len(things)) - len(things[:5])
+    return ", ".join(things[:5]) + (f" and {more:,} more" if more else "")
 
 
 @contextlib.contextmanager
@@ -137,4 +143,4 @@ def suggestion(word: str, known: Sequence[str]) -> str:
 
 def is_launched() -> bool:
     """Whether `accelerate launch`, torchrun or the like has started this process."""
-    return any(name in os.environ for name in ("ACCELERATE_MIXED_PRECISION", *LAUNCHERS))
+    return any(name in os.environ for name in (LAUNCH, *LAUNCHERS))

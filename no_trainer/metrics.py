@@ -128,30 +128,46 @@ ALWAYS = {
 
 
 def with_baseline(
-    task: Task, train_data: Dataset, eval_data: dict[str, Dataset], metric_for_best_model: str | None
+    task: Task,
+    judge: Callable[[Task, torch.Tensor, torch.Tensor], dict[str, Any]],
+    train_data: Dataset,
+    eval_data: dict[str, Dataset],
+    metric_for_best_model: str | None,
 ) -> Task:
-    """The task with its baseline scores and the metric that selects the best model.
+    """The task with its baseline scores, and the metric that selects the best model: one that `judge` computes.
 
     The baseline always predicts the training data's commonest class, each class's commoner answer
-    if a row may have several, or the mean.
+    if a row may have several, or the mean. If nothing is trained, it is that of the validation data.
     """
-    floor = {}
+    scores: dict[str, float] = {}
     for name, split in eval_data.items():
-        references = numbers(split, "labels")
-        known = numbers(train_data, "labels") if len(train_data) else references
-        if task.problem_type == ONE:
-            answer = np.bincount(known).argmax()
+        labels = numbers(split, "labels")
+        seen = numbers(train_data, "labels") if len(train_data) else labels
+        if task.problem_type == NUMBER:
+            logits = seen.mean(keepdims=True)
+        elif task.problem_type == SEVERAL:
+            logits = np.where(seen.mean(0) > 0.5, 1, -1).astype(labels.dtype)
         else:
-            answer = known.mean() if task.problem_type == NUMBER else known.mean(0) > 0.5
-        answers = np.broadcast_to(answer, references.shape)
-        values = compute_metrics(task, answers, references)
-        floor |= {f"baseline_{metric}{suffix(name)}": value for metric, value in values.items()}
-    names = ["loss", *task.metrics]
-    names += [f"{name}_mm" for name in names if len(eval_data) > 1]
-    name = (metric_for_best_model or task.metrics[0]).removeprefix("eval_")
-    if name not in names:
-        stop(f"--metric_for_best_model {name}: must be one of {', '.join(names)}")
-    known = [f"{metric.removeprefix('baseline_')} {value:.4f}" for metric, value in floor.items()]
-    if known:
-        say(f"baseline ({ALWAYS[task.problem_type]}): {', '.join(known)}")
-    return replace(task, best_metric=name, baseline=floor)
+            logits = np.eye(len(task.labels))[np.bincount(seen).argmax()]
+        answers = torch.from_numpy(logits).expand(len(labels), -1)
+        found = numbers_in(plain(judge(task, answers, torch.from_numpy(labels))))
+        scores |= {f"{metric}{suffix(name)}": value for metric, value in found.items()}
+    best = (metric_for_best_model or task.metrics[0]).removeprefix("eval_")
+    if best not in (names := scores or ["loss", *task.metrics]):
+        stop(f"--metric_for_best_model {best}: must be one of {', '.join(names)}")
+    scores = {name: value for name, value in scores.items() if name not in ("loss", "loss_mm")}
+    if scores:
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        say(f"baseline ({ALWAYS[task.problem_type]}): {shown}")
+    baseline = {f"baseline_{name}": value for name, value in scores.items()}
+    return replace(task, best_metric=best, baseline=baseline)
+
+
+def numbers_in(results: dict[str, Any]) -> dict[str, float]:
+    """The results that are numbers; the others are only in all_results.json."""
+    return {name: value for name, value in results.items() if isinstance(value, (int, float))}
+
+
+def plain(results: dict[str, Any]) -> dict[str, Any]:
+    """The results with numbers of torch and NumPy as Python's, which can be written as JSON."""
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in results.items()}

@@ -4,6 +4,7 @@ import argparse
 import copy
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel as Model
 
 from no_trainer.checks import trains
 from no_trainer.commands import quote
+from no_trainer.folder import checkpoints
 from no_trainer.launch import say
 from no_trainer.messages import many, some, stop, under_way
 
@@ -63,7 +65,9 @@ def from_pretrained(kind: Any, args: argparse.Namespace, flag: str = "model_name
 def what_it_is(folder: Path) -> str:
     """What a folder without a model is and what to give instead; empty if it is not known."""
     if (folder / "progress.json").is_file():
-        return "is a checkpoint of a run: give its --output_dir, or continue with --resume_from_checkpoint"
+        return "is a checkpoint, not a model: finish its run with --resume_from_checkpoint, then give its --output_dir"
+    if checkpoints(folder) and not (folder / "config.json").is_file():
+        return "is a run that has not ended: finish it with --resume_from_checkpoint latest"
     if (folder / "adapter_config.json").is_file():
         return "is an adapter of PEFT: merge it with merge_and_unload() and give the merged model"
     if list(folder.glob("pytorch_model*.bin")) and not list(folder.glob("*.safetensors")):
@@ -110,7 +114,7 @@ def load_weights(
     if unused := sorted(name for name in unused if not re.search("pooler|position_ids", name)):
         say(
             f"warning: {many(len(unused), 'weight')} of {args.model_name_or_path} have no place in the model "
-            f"that its config.json describes: {some(unused, len(unused))}"
+            f"that its config.json describes: {some(unused)}"
         )
     check_weights(args.model_name_or_path, model, new, shapes)
     if shapes and not args.ignore_mismatched_sizes:
@@ -133,10 +137,10 @@ def check_weights(name: str, model: Model, new: set[str], shapes: dict[str, str]
         found = [f"{weight} ({shapes[weight]})" if weight in shapes else weight for weight in lost]
         stop(
             f"--model_name_or_path {name}: {share} below the head are not in its files, "
-            f"or not as its type, {model.config.model_type}, has them: {some(found, len(found))}"
+            f"or not as its type, {model.config.model_type}, has them: {some(found)}"
         )
     if pooler := sorted(weight for weight in new if weight.startswith(body)):
-        names = some(pooler, len(pooler))
+        names = some(pooler)
         say(f"the model comes without a pooler: {names} start at random, like the head")
 
 
@@ -169,9 +173,9 @@ def position_tables(model: torch.nn.Module) -> list[torch.nn.Embedding]:
     return [table for table in tables if isinstance(table, torch.nn.Embedding)]
 
 
-def fit_length(max_length: int, model: torch.nn.Module) -> int:
-    """How many tokens of a text are read: `max_length`, or the model's limit if that is less."""
-    config, limits = getattr(model, "config", None), []
+def longest_text(model: torch.nn.Module) -> float:
+    """The number of tokens that the model can read; infinity if it has no limit."""
+    config, limits = getattr(model, "config", None), [math.inf]
     for table in position_tables(model):
         # RoBERTa and others count positions from padding_idx + 1, BART and others from an offset
         after_padding = 0 if table.padding_idx is None else table.padding_idx + 1
@@ -181,10 +185,14 @@ def fit_length(max_length: int, model: torch.nn.Module) -> int:
     relative = getattr(config, "relative_attention", False) or "relative" in kind
     if named > 0 and not relative:
         limits.append(named)
-    if limits and max_length > min(limits):
-        lowered = f"is more than the model can read; it is lowered to {min(limits)}"
-        say(f"warning: --max_length {max_length} {lowered}")
-    return min([max_length, *limits])
+    return min(limits)
+
+
+def fit_length(max_length: int, model: torch.nn.Module) -> int:
+    """How many tokens of a text are read: `max_length`, or the model's limit if that is less."""
+    if max_length > (limit := longest_text(model)):
+        say(f"warning: --max_length {max_length} is more than the model can read; it is lowered to {limit}")
+    return min(max_length, limit)
 
 
 def reads_padding(model: torch.nn.Module) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from no_trainer.glue import IN_WORDS, NUMBER, ROW, SEVERAL, TEST_FILES, Task, suffix
+from no_trainer.glue import IN_WORDS, NUMBER, ONE, ROW, SEVERAL, TEST_FILES, Task, suffix
 from no_trainer.launch import say
 from no_trainer.metrics import row_losses
 from no_trainer.run import Run
@@ -50,7 +50,7 @@ def answer_rows(task: Task, split: Dataset, logits: torch.Tensor, probabilities:
     for first in range(0, len(split), CHUNK):
         rows = slice(first, first + CHUNK)
         columns = [split[rows][name] for name in task.text_columns]
-        columns += [[spell(task, label) for label in split[rows]["label"]]] if labelled else []
+        columns += [spelled(task, split[rows]["label"])] if labelled else []
         part = probabilities[rows]
         answers = zip(named(task, logits[rows]), sure(task, part), part.tolist(), strict=True)
         for number, (answer, share, each) in enumerate(answers, first):
@@ -85,15 +85,15 @@ def sure(task: Task, probabilities: torch.Tensor) -> list[float]:
     return probabilities.max(-1).values.tolist()
 
 
-def spell(task: Task, label: Any) -> Any:
-    """A label of the data, written like the answers."""
+def spelled(task: Task, labels: list[Any]) -> list[Any]:
+    """Labels of the data, written like the answers."""
     if task.problem_type == NUMBER:
-        return label
+        return labels
     names = dict(zip(map(str, task.values), task.labels, strict=True))
-    if task.problem_type == SEVERAL:  # in the order of the classes, as the answers are
-        given = set(map(str, label))
-        return joined(name for value, name in names.items() if value in given)
-    return names[str(label)]
+    if task.problem_type == ONE:
+        return [names[str(label)] for label in labels]
+    given = [set(map(str, label)) for label in labels]  # in the order of the classes, as the answers are
+    return [joined(name for value, name in names.items() if value in row) for row in given]
 
 
 def write_mistakes(
@@ -123,7 +123,7 @@ def write_mistakes(
             taken = split.select(part.tolist())
             numbers = [row + 1 for row in (taken[ROW][:] if ROW in taken.column_names else part.tolist())]
             columns = [taken[column][:] for column in task.text_columns]
-            columns.append([spell(task, label) for label in taken["label"][:]])
+            columns.append(spelled(task, taken["label"][:]))
             columns.append(named(task, logits[part]))
             columns += [sure(task, probabilities[part])] if task.labels else []
             for place, cells in enumerate(zip(*columns, losses[part].tolist(), strict=True)):

@@ -24,9 +24,10 @@ from no_trainer.glue import Task
 from no_trainer.hub import finish_upload, upload
 from no_trainer.launch import optional, say
 from no_trainer.messages import many, show, stop
+from no_trainer.metrics import numbers_in, plain
 from no_trainer.pictures import draw_confusion, draw_curve
 from no_trainer.predictions import write_answers, write_mistakes
-from no_trainer.run import Run, end_trackers, numbers_in, read_log
+from no_trainer.run import Run, end_trackers, read_log
 from no_trainer.weights import save_files
 
 SHOWN = 20  # most classes in the summary
@@ -94,19 +95,19 @@ def describe_model(run: Run, model: torch.nn.Module, task: Task, results: dict[s
     """Write the card, with pictures if matplotlib is there; a failure does not stop the run."""
     folder, metric = Path(run.args.output_dir), task.metrics[0]
     baseline, matrix = task.baseline.get(f"baseline_{metric}"), results.get("eval_confusion_matrix")
-    lines = optional("log.jsonl cannot be read", lambda: read_log(folder)) or []
+    lines = optional("log.jsonl cannot be read", read_log, folder) or []
     curve, confusion = folder / "training_curve.png", folder / "confusion_matrix.png"
     card = folder / "README.md"
-    if optional("no picture of the curve", lambda: draw_curve(curve, lines, metric, baseline)):
+    if optional("no picture of the curve", draw_curve, curve, lines, metric, baseline):
         run.files.add(curve.name)
-    if optional("no picture of the confusion matrix", lambda: draw_confusion(confusion, task.labels, matrix)):
+    if optional("no picture of the confusion matrix", draw_confusion, confusion, task.labels, matrix):
         run.files.add(confusion.name)
     if card.is_symlink() or (card.exists() and not is_card(card)):
         what = "a link" if card.is_symlink() else "not a model card"
         say(f"warning: {show(str(card))} is {what} and stays as it is; no card written")
         return
     bare = run.accelerator.unwrap_model(model, keep_torch_compile=False)
-    if optional("no card", lambda: write_card(run, bare, task, results, lines)):
+    if optional("no card", write_card, run, bare, task, results, lines):
         run.files.add(card.name)
 
 
@@ -117,9 +118,9 @@ def save_mistakes(
     if not run.args.output_dir or not run.accelerator.is_main_process:
         return
     for name, (logits, labels) in run.predictions.items():
-        probabilities = to_probabilities(task, logits)
-        work = lambda: write_mistakes(run, task, name, splits[name], logits, labels, probabilities)  # noqa: E731
-        run.mistakes += optional("the validation predictions could not be written", work) or []
+        answers = (splits[name], logits, labels, to_probabilities(task, logits))
+        failed = "the validation predictions could not be written"
+        run.mistakes += optional(failed, write_mistakes, run, task, name, *answers) or []
 
 
 def after_training(run: Run, name: str, work: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def after_training(run: Run, name: str, work: Callable[..., dict[str, Any]], *ar
     """
     if not run.saved or run.accelerator.num_processes > 1:
         return work(*args)
-    return optional(f"the {name} data could not be predicted", lambda: work(*args)) or {}
+    return optional(f"the {name} data could not be predicted", work, *args) or {}
 
 
 def write_predictions(
@@ -144,7 +145,8 @@ def write_predictions(
     """Write the answers for a split; returns its `scores`, if any, as `test_<metric>`."""
     if not logits.isfinite().all():
         stop(f"the model's answers for the {name} data are not finite: its weights are broken.", code=1)
-    found = {f"test_{metric}{name.removeprefix('test')}": value for metric, value in scores.items()}
+    ending = name.removeprefix("test") if name.startswith("test") else f"_{name}"  # such as ax
+    found = {f"test_{metric}{ending}": value for metric, value in plain(scores).items()}
     if run.accelerator.is_main_process:
         try:
             write_answers(run, task, name, split, logits, probabilities)
@@ -160,14 +162,14 @@ def finish(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any]
     if run.args.output_dir and run.accelerator.is_main_process:
         if any(name.startswith("test_") for name in results):
             file = Path(run.args.output_dir) / "all_results.json"
-            optional("the test scores could not be added", lambda: write_results(file, results))
+            optional("the test scores could not be added", write_results, file, results)
         if run.progress.step:
             describe_model(run, model, task, results)
         if run.args.push_to_hub:
             upload(run, "End of training")
             finish_upload(run)
     say(summary(run, run.accelerator.unwrap_model(model), task, results))
-    optional("a tracker could not be closed", lambda: end_trackers(run))
+    optional("a tracker could not be closed", end_trackers, run)
     return results
 
 
@@ -178,9 +180,10 @@ def summary(run: Run, model: torch.nn.Module, task: Task, results: dict[str, Any
     args, classes = run.args, results.get("eval_per_class", {})
     columns, rows = shutil.get_terminal_size((100, 40)) if sys.stdout.isatty() else (100, 40)
     lines = score_lines(results)
-    f1, worst = min(((scores["f1"], label) for label, scores in classes.items() if scores["support"]), default=(1, ""))
-    if f1 < 1:
-        lines.append(f"the worst class is {short(worst, 40)}, with an f1 of {f1:.4f}")
+    f1 = {label: scores["f1"] for label, scores in classes.items() if scores["support"]}
+    worst = min(sorted(f1), key=f1.get, default=None)
+    if worst is not None and f1[worst] < 1:
+        lines.append(f"the worst class is {short(worst, 40)}, with an f1 of {f1[worst]:.4f}")
     if "train_runtime" in results:
         minutes, seconds = divmod(round(results["train_runtime"]), 60)
         steps = f"{many(results['step'], 'step')} in {minutes} min {seconds} s"

@@ -4,20 +4,22 @@ import textwrap
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from datasets import Dataset
 
 from no_trainer.glue import NUMBER, SEVERAL, Task, is_test
 from no_trainer.labels import numbers
 from no_trainer.launch import say
 from no_trainer.messages import many, show
+from no_trainer.models import longest_text
 
 
-def review(splits: dict[str, Dataset], data: dict[str, Dataset], task: Task) -> str:
+def review(splits: dict[str, Dataset], data: dict[str, Dataset], task: Task, model: torch.nn.Module) -> str:
     """Print and return a table of the tokenized `data`, and warn of what looks wrong."""
     table = describe(data, task)
     say(table)
     warn_of_texts(splits, task)
-    warn_of_length(data, task)
+    warn_of_length(data, task, longest_text(model))
     return table
 
 
@@ -83,13 +85,14 @@ def hash_texts(data: Dataset, columns: list[str]) -> np.ndarray:
     return np.fromiter(map(hash, rows), np.int64, len(data))
 
 
-def warn_of_length(data: dict[str, Dataset], task: Task) -> None:
-    """Warn of splits in which most texts are cut, with a --max_length that would hold 95 %."""
+def warn_of_length(data: dict[str, Dataset], task: Task, limit: float) -> None:
+    """Warn of splits in which most texts are cut, with a --max_length that would hold 95 %, if below the `limit`."""
     for name, split in data.items():
         tokens = numbers(split, "length")
         if (cut := int((tokens > task.max_length).sum())) * 2 > len(tokens):
             most = int(np.percentile(tokens, 95))
-            say(
-                f"warning: {cut:,} of the {len(tokens):,} texts of the {name} data are cut at "
-                f"{task.max_length} tokens; --max_length {most} would hold 95 % of them"
-            )
+            hint = f"--max_length {most} would hold 95 % of them"
+            if most > limit:
+                hint = f"95 % have at most {most}, but the model reads {limit} only"
+            texts = f"{cut:,} of the {len(tokens):,} texts of the {name} data"
+            say(f"warning: {texts} are cut at {task.max_length} tokens; {hint}")

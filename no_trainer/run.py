@@ -21,6 +21,7 @@ from no_trainer.commands import without_secrets
 from no_trainer.glue import Task
 from no_trainer.launch import optional, say
 from no_trainer.messages import many, stop
+from no_trainer.metrics import numbers_in
 from no_trainer.signals import StopSignal
 
 
@@ -98,6 +99,8 @@ def plan_schedule(args: argparse.Namespace, max_steps: int) -> tuple[int, int]:
     warmup = args.num_warmup_steps
     if warmup is None:  # at least one step has the full learning rate
         warmup = max(0, min(math.ceil(args.warmup_ratio * max_steps), max_steps - 1))
+    elif warmup >= max_steps > 0:
+        say(f"warning: --num_warmup_steps {warmup}: the run has {max_steps} steps and never reaches --learning_rate")
     return warmup, max(max_steps, warmup + 1)  # the polynomial schedule divides by the difference
 
 
@@ -114,8 +117,8 @@ def read_losses(run: Run) -> None:
     rates = [float(rate) for rate in rates]
     losses = run.accelerator.reduce(torch.stack(losses), "mean").tolist()
     norms = torch.stack([torch.as_tensor(norm) for norm in norms]).tolist()
+    scaled = run.accelerator.scaler is not None  # the fp16 scaler handles infinite gradients
     for index, (rate, loss, norm) in enumerate(zip(rates, losses, norms, strict=True)):
-        scaled = run.accelerator.scaler is not None  # the fp16 scaler handles infinite gradients
         if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):
             step = progress.step - len(losses) + index + 1
             before = f"; the step before had loss {progress.recent[-1][1]:.4g}" if progress.recent else ""
@@ -184,7 +187,7 @@ def log(run: Run, line: dict[str, Any], speed: float | None = None) -> None:
     if run.args.with_tracking:
         extra = {"samples_per_second": speed} if speed else {}
         shown = {name: value for name, value in line.items() if name != "step"} | extra
-        optional("a tracker failed", lambda: run.accelerator.log(shown, step=line["step"]))
+        optional("a tracker failed", run.accelerator.log, shown, step=line["step"])
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -212,9 +215,9 @@ def start_trackers(accelerator: Accelerator, args: argparse.Namespace, progress:
         stop(f"--report_to {args.report_to}: {why}")
     finally:
         sys.argv = own
-    if resumed and "tensorboard" in map(str, accelerator.log_with):  # purged from this step on
+    if resumed and accelerator.is_main_process and "tensorboard" in map(str, accelerator.log_with):
         for line in read_log(Path(args.output_dir)):
-            if (step := line.pop("step")) == progress.step:
+            if (step := line.pop("step")) == progress.step:  # purged, too
                 accelerator.get_tracker("tensorboard").log(line, step=step)
 
 
@@ -222,11 +225,6 @@ def end_trackers(run: Run) -> None:
     """Finish the trackers. The processes stay connected, since another run may follow in them."""
     for tracker in run.accelerator.trackers:
         tracker.finish()
-
-
-def numbers_in(results: dict[str, Any]) -> dict[str, float]:
-    """The results that are numbers; the others are only in all_results.json."""
-    return {name: value for name, value in results.items() if isinstance(value, (int, float))}
 
 
 def out_of_patience(run: Run, task: Task) -> bool:

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from no_trainer.folder import let_go
 from no_trainer.memory import is_out_of_memory, stop_for_memory
-from no_trainer.messages import EARLIER, open_streams
+from no_trainer.messages import EARLIER, LAUNCH, open_streams
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)  # each ends a run with a checkpoint
 
@@ -28,7 +28,7 @@ class StopSignal:
         several = accelerator.num_processes > 1 and torch.distributed.is_initialized()
         self.group = torch.distributed.new_group(backend="gloo") if several else None
         self.install(self.note)
-        if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        if sys.platform == "linux" and LAUNCH in os.environ:
             # `accelerate launch` passes no signal to its only process: ask for one when it ends
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 

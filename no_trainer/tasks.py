@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Value
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from no_trainer.checks import MEMORY, trains
-from no_trainer.classes import find_classes, match_labels, nameless
+from no_trainer.classes import find_classes, match_labels, nameless, warn_of_limit
 from no_trainer.columns import check_columns, choose_label_column, choose_text_columns, count_empty, first_unreadable
 from no_trainer.files import place_of, read_dataset, read_files
 from no_trainer.glue import CLASSES, METRICS, NUMBER, ONE, ROW, SEVERAL, Task, is_test
@@ -28,7 +28,7 @@ from no_trainer.labels import (
     type_labels,
 )
 from no_trainer.launch import say
-from no_trainer.messages import many, some, stop
+from no_trainer.messages import many, stop
 from no_trainer.models import from_pretrained
 
 VALIDATION = ("dev", "valid", "val")  # other names of this split
@@ -64,15 +64,8 @@ def load_data(args: argparse.Namespace, fold: int = 4, folds: int = 10) -> tuple
     for name, data in splits.items():
         limit = limits["test" if is_test(name) else name.split("_")[0]]
         splits[name] = data.select(range(min(limit or len(data), len(data))))
-    for name, data in labelled.items() if task.problem_type == ONE else ():
-        if len(splits[name]) == len(data):
-            continue
-        flag = "--max_train_samples" if name == "train" else "--max_eval_samples"
-        lost = set(data.unique("label")) - set(splits[name].unique("label"))
-        names = [str(label) for value, label in zip(task.values, task.labels, strict=True) if value in lost]
-        if names:
-            gone = some(names, len(names))
-            say(f"warning: {flag} leaves no row of {gone} in the {name} data; if the file is sorted, shuffle it")
+    for name, data in labelled.items():
+        warn_of_limit(data, splits[name], task, name)
     return splits, task
 
 
@@ -105,7 +98,7 @@ def read_splits(args: argparse.Namespace, memory: dict[str, Any]) -> dict[str, D
     if unused := [name for name in splits if name not in wanted and not is_test(name)]:
         say(f"{source} has more than train, validation and test; not used: {', '.join(unused)}")
     wanted += filter(is_test, splits if args.do_predict else [])
-    splits = {name: data for name, data in splits.items() if name in wanted}
+    splits = {name: splits[name] for name in wanted if name in splits}
     if "train" not in splits and (trains(args) or not splits):
         stop(f"--dataset_name {source} has no split `train`; give its files with --train_file")
     if args.do_predict and not any(is_test(name) for name in splits):
@@ -146,6 +139,7 @@ def keep_columns(
     if label in wanted and label != "label":
         data = data.rename_column(label, "label")
     for column in text_columns:
+        data = name_labels(data, column)
         if unreadable := first_unreadable(data, column):
             row, what = unreadable
             stop(f"{where(name, row)}: column {column} holds {what}, which is not text")
@@ -182,6 +176,7 @@ def find_task(
             labels = labels if isinstance(feature, ClassLabel) else known
     else:
         config = from_pretrained(AutoConfig, args)
+        check_head(config, args.do_regression)
         if config.num_labels > 1:  # a head with one output predicts a number
             labels = [str(config.id2label[index]) for index in range(config.num_labels)]
             values = match_labels(labels, splits.get("validation"))
@@ -203,6 +198,17 @@ def find_task(
     )
 
 
+def check_head(config: PretrainedConfig, as_number: bool) -> None:
+    """Stop if the head of a saved model predicts something else than one class, several, or one number."""
+    many_outputs = config.num_labels > 1
+    if many_outputs and config.problem_type == NUMBER:
+        stop(f"the model predicts {config.num_labels} numbers for each row; this script takes models of one")
+    if not many_outputs and config.problem_type == SEVERAL:
+        stop("the model has one class, which a row may have or not; this script takes models of two or more")
+    if many_outputs and as_number:
+        stop(f"--do_regression: the model predicts {config.num_labels} classes, not numbers")
+
+
 def hold_out(data: Dataset, fold: int, folds: int) -> dict[str, Dataset]:
     """`train` and `validation`: every `folds`th row in label order, so each class has its share.
 
@@ -218,7 +224,8 @@ def hold_out(data: Dataset, fold: int, folds: int) -> dict[str, Dataset]:
     alone = set(names[counts == 1]) if labels.dtype.kind != "f" else set()
     held = [row for row in rows[min(fold, len(rows) - 1) :: folds] if labels[row] not in alone]
     if len(alone) == len(names) >= folds:
-        stop(f"every label is that of one row only, such as {names[0]}; --label_column_name names the right column")
+        hint = "so these may be ids; --label_column_name names the column of the labels"
+        stop(f"no label occurs twice (such as {names[0]}), {hint}")
     if not held or len(held) == len(data):
         stop(f"{many(len(data), 'row')} are too few to hold some out: give a --validation_file")
     share = f"{len(held)} rows of {len(data)}"

@@ -35,11 +35,12 @@ def load_tokenizer(args: argparse.Namespace, config: PretrainedConfig, pairs: bo
         if tokenizer.eos_token is None:
             stop(f"--{flag} {name}: its tokenizer has no padding token")
         tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token_id >= (getattr(config, "vocab_size", None) or tokenizer.pad_token_id + 1):
-        limit = f"but the model knows {config.vocab_size} tokens"
+    size = getattr(config, "vocab_size", None)
+    if size and tokenizer.pad_token_id >= size:
+        limit = f"but the model knows {size} tokens"
         hint = "name another with --tokenizer_name"
         stop(f"--{flag} {name}: its tokenizer pads with token {tokenizer.pad_token_id}, {limit}; {hint}")
-    size = getattr(config, "vocab_size", None)  # many models have up to 1 % more, for a round number
+    # many models know up to 1 % more tokens, for a round number
     if args.tokenizer_name and size and len(tokenizer) < 0.97 * size:
         own = f"it has {len(tokenizer):,} tokens, the model {size:,}"
         say(f"warning: the tokenizer of --tokenizer_name {name} does not seem to be the model's: {own}")

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from no_trainer.evaluation import Predictions
 from no_trainer.folder import BEST, allow_reading, remove
-from no_trainer.glue import Task
+from no_trainer.glue import LOWER_IS_BETTER, Task
 from no_trainer.launch import say, together
 from no_trainer.models import save_model
 from no_trainer.run import Run
@@ -35,7 +35,7 @@ def note_best(run: Run, model: torch.nn.Module, task: Task, latest: dict[str, Pr
     progress, name = run.progress, f"eval_{task.best_metric}"
     best_is_saved = run.args.load_best_model_at_end
     new, old = progress.results[name], progress.best.get(name)
-    lower_is_better = task.best_metric.startswith(("loss", "mse"))
+    lower_is_better = task.best_metric.removesuffix("_mm") in LOWER_IS_BETTER
     better = old is None or (new < old if lower_is_better else new > old)
     if not best_is_saved:
         run.predictions = latest
@@ -43,8 +43,6 @@ def note_best(run: Run, model: torch.nn.Module, task: Task, latest: dict[str, Pr
         progress.waited += 1
         return
     progress.waited = 0
-    if not best_is_saved and run.args.output_dir and run.accelerator.is_main_process:
-        (Path(run.args.output_dir) / BEST).unlink(missing_ok=True)  # of a best that was, kept before a resume
     if best_is_saved:
         weights, aside = whole_weights(run, model), Path(run.args.output_dir) / ".best.partial"
         once = {weight.data_ptr(): name for name, weight in weights.items()}  # tied weights only once

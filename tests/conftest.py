@@ -189,7 +189,7 @@ def prepared(*flags: object) -> tuple[torch.nn.Module, Tokenizer, Dataset, Globa
     set_seed(42)
     model, tokenizer, task = script.load_model(args, task)
     encode = script.make_encode(tokenizer, task)
-    data = tokenize({"train": splits["train"]}, encode, tokenizer, task.max_length)["train"]
+    data = tokenize({"train": splits["train"]}, encode, tokenizer, task)["train"]
     return model, tokenizer, data, GlobalBatchSampler(len(data), 8, 8, 42, numbers(data, "length"))
 
 

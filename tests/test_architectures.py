@@ -137,12 +137,12 @@ def test_an_answer_does_not_depend_on_what_shares_its_batch(
     args = script.parse_args(["--model_name_or_path", str(folder), "--task_name", "rte"])
     model, tokenizer, task = script.load_model(args, task)
     model.eval()
-    rows = tokenize({"test": data}, script.make_encode(tokenizer, task), tokenizer, 40)["test"]
+    rows = tokenize({"test": data}, script.make_encode(tokenizer, task), tokenizer, task)["test"]
     rows = list(rows.remove_columns("length"))
     plain = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
     accelerator = SimpleNamespace(mixed_precision="no", state=plain)
-    usual = make_collate(tokenizer, accelerator, task.max_length if reads_padding(model) else None)
-    full = make_collate(tokenizer, accelerator, task.max_length)
+    usual = make_collate(tokenizer, accelerator, model, task.max_length if reads_padding(model) else None)
+    full = make_collate(tokenizer, accelerator, model, task.max_length)
     with torch.inference_mode():
         alone = torch.cat([model(**usual([row])).logits for row in rows])
         together, padded = model(**usual(rows)).logits, model(**full(rows)).logits

@@ -1,5 +1,6 @@
 """Tokens and their lengths, the order of training rows, and padding."""
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,11 @@ from types import SimpleNamespace
 import datasets
 import numpy as np
 import pytest
+import torch
 from accelerate.utils import TorchDynamoPlugin
+from conftest import write_csv
 from datasets import Dataset
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 import run_glue_no_trainer as script
 from no_trainer.batches import GlobalBatchSampler, make_collate, tokenize
@@ -24,7 +27,7 @@ def tokens(tiny_model: Path, texts: list[str], *, pair: bool = False, max_length
     data = Dataset.from_dict(dict.fromkeys(columns, texts) | {"label": ["y", "n"] * (len(texts) // 2)})
     task = Task(["accuracy"], columns, ["y", "n"], ["y", "n"], max_length=max_length)
     encode = script.make_encode(tokenizer, task)
-    return tokenize({"train": data}, encode, tokenizer, max_length)["train"]
+    return tokenize({"train": data}, encode, tokenizer, task)["train"]
 
 
 def test_tokenize_cuts_and_keeps_the_full_length(tiny_model: Path) -> None:
@@ -137,7 +140,7 @@ def test_what_a_batch_is_padded_to(
     state = SimpleNamespace(dynamo_plugin=TorchDynamoPlugin(**compiler))
     where = SimpleNamespace(mixed_precision=precision, state=state)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    collate = make_collate(tokenizer, where, max_length)
+    collate = make_collate(tokenizer, where, torch.nn.Module(), max_length)
     batch = collate([{"input_ids": tokenizer(text)["input_ids"]} for text in ("good bad fine", "good")])
     assert batch["input_ids"].shape == (2, length)
     assert batch["attention_mask"].sum(1).tolist() == [5, 3]
@@ -155,7 +158,8 @@ def test_a_batch_is_that_of_the_tokenizers_own_pad(tiny_model: Path, kind: str, 
     elif kind == "no mask":
         tokenizer.model_input_names = ["input_ids", "token_type_ids"]
     no_compiler = SimpleNamespace(dynamo_plugin=TorchDynamoPlugin())
-    collate = make_collate(tokenizer, SimpleNamespace(mixed_precision="no", state=no_compiler), None)
+    where = SimpleNamespace(mixed_precision="no", state=no_compiler)
+    collate = make_collate(tokenizer, where, torch.nn.Module(), None)
     pairs = [("good bad", "fine"), ("nice " * 9, "poor " * 8), ("dull", "")]
     for names in (["input_ids"], ["input_ids", "token_type_ids"]):
         rows = [{name: tokenizer(*pair)[name] for name in names} | {"row": i} for i, pair in enumerate(pairs)]
@@ -165,3 +169,24 @@ def test_a_batch_is_that_of_the_tokenizers_own_pad(tiny_model: Path, kind: str, 
         for name, tensor in theirs.items():
             assert ours[name].dtype == tensor.dtype
             assert ours[name].tolist() == tensor.tolist(), name
+
+
+def test_no_batch_is_longer_than_the_model_can_read(run: Callable, tmp_path: Path, tiny_model: Path) -> None:
+    """60 positions are no multiple of 8."""
+    short = BertConfig.from_pretrained(tiny_model, max_position_embeddings=60)
+    shutil.copytree(tiny_model, tmp_path / "short")
+    BertForSequenceClassification(short).bert.save_pretrained(tmp_path / "short")
+    rows = [(" ".join(["good", "bad"][row % 2] for _ in range(70)), "ab"[row % 2]) for row in range(40)]
+    file = write_csv(tmp_path / "t.csv", ["text", "label"], rows)
+    assert run("--model_name_or_path", tmp_path / "short", "--train_file", file, "--max_train_steps", 2)["step"] == 2
+
+
+def test_three_texts_are_as_long_as_the_model_would_read_them(tiny_model: Path) -> None:
+    """The separators between them count: 3 words, 2 separators, [CLS] and [SEP]."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    columns = ["a", "b", "c"]
+    task = Task(["accuracy"], columns, ["y", "n"], ["y", "n"], max_length=6, separator="[SEP]")
+    data = Dataset.from_dict({"a": ["good"], "b": ["bad"], "c": ["fine"]})
+    tokens = tokenize({"test": data}, script.make_encode(tokenizer, task), tokenizer, task)["test"]
+    assert tokens["length"][:] == [7]
+    assert len(tokens["input_ids"][0]) == 6

@@ -168,3 +168,12 @@ def test_glues_own_files_as_tsv(tmp_path: Path, glue_folder: Path) -> None:
         text = "".join("\t".join(line) + "\n" for line in [[*names, "label"], *lines])
         rows, _ = read(tmp_path, text, ".tsv")
         assert rows == [tuple(line) for line in lines], task
+
+
+def test_rows_between_two_stray_quotes_are_rows(tmp_path: Path) -> None:
+    """In a file with a quote out of place, a pair of quotes does not swallow the lines between them."""
+    rows = [(f"text {number}", "ab"[number % 2]) for number in range(20)]
+    rows[3], rows[9], rows[15] = ('"good start', "a"), ('size 5"', "b"), ('"x" y', "a")
+    found, said = read(tmp_path, "text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    assert found == rows
+    assert "2 rows with a quote out of place, read as written" in said

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -371,3 +372,28 @@ def test_stale_best_weights_in_the_folder_are_in_no_checkpoint(run: Callable, ow
     shutil.rmtree(tmp_path / "epoch_2")
     run(*flags, "--num_train_epochs", 3, "--resume_from_checkpoint", "latest")
     assert not (tmp_path / "epoch_2" / BEST).exists()
+
+
+def test_the_results_of_a_run_that_goes_on_are_not_those_of_its_first_end(
+    run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job is over when all_results.json is there."""
+    flags = [*own_files, "--lr_scheduler_type", "constant", "--checkpointing_steps", 2, "--output_dir", tmp_path]
+    run(*flags, "--max_train_steps", 4)
+    monkeypatch.setattr(script, "save_checkpoint", lambda *_: sys.exit("killed"))
+    with pytest.raises(SystemExit, match="killed"):
+        run(*flags, "--max_train_steps", 8, "--resume_from_checkpoint", "latest")
+    assert not (tmp_path / "all_results.json").exists()
+    assert (tmp_path / "model.safetensors").exists()
+    monkeypatch.undo()
+    assert run(*flags, "--max_train_steps", 8, "--resume_from_checkpoint", "latest")["step"] == 8
+
+
+def test_a_schedule_that_differs_names_its_flags(
+    run: Callable, three_checkpoints: list, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        run(*three_checkpoints, "--learning_rate", 2e-3, "--resume_from_checkpoint", "latest")
+    assert "here (--learning_rate, --lr_scheduler_type, warm-up, and epochs or steps); take the same" in (
+        capsys.readouterr().err
+    )

@@ -9,6 +9,7 @@ from accelerate import PartialState
 from conftest import load, sentences, write_csv
 from datasets import ClassLabel, Dataset, Features, Value
 
+import run_glue_no_trainer as script
 from no_trainer.columns import choose_text_columns, find_text_columns
 
 
@@ -186,3 +187,26 @@ def test_labels_that_alternate_do_not_look_as_if_every_column_told_them() -> Non
 def test_a_single_label_is_told_by_no_column() -> None:
     columns = {"message": ["hello", "good bye"] * 20, "user": [f"u {row}" for row in range(40)], "label": ["a"] * 40}
     assert find_text_columns(Dataset.from_dict(columns)) == ["message", "user"]
+
+
+@pytest.mark.parametrize(("exceptions", "read"), [(0, ["text"]), (2, ["text"]), (12, ["kind", "text"])])
+def test_a_column_that_nearly_tells_the_label_is_no_text(tmp_path: Path, exceptions: int, read: list[str]) -> None:
+    """With a tenth of the mistakes that the commonest label makes, or fewer."""
+    rows = [["xy"[label], text, "ab"[label]] for text, label in sentences(60)]
+    for row in rows[:exceptions]:
+        row[0] = {"x": "y", "y": "x"}[row[0]]
+    file = write_csv(tmp_path / "t.csv", ["kind", "text", "label"], rows)
+    assert load(file)[1].text_columns == read
+
+
+def test_a_column_with_a_comma_in_its_name(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """It is chosen, and shown, in double quotes."""
+    name = "says, verbatim"
+    file = write_csv(tmp_path / "t.csv", [name, "note", "label"], [(t, "n", y) for t, y in sentences(40)])
+    flags = ["--model_name_or_path", "m", "--train_file", str(file), "--text_column_names"]
+    assert script.parse_args([*flags, f'"{name}"']).text_column_names == [name]
+    assert script.parse_args([*flags, f'note,"{name}"']).text_column_names == ["note", name]
+    assert load(file, text_column_names=[name])[1].text_columns == [name]
+    with pytest.raises(SystemExit):
+        load(file, text_column_names=["says"])
+    assert f'its columns are "{name}", note, label, as the first line says' in capsys.readouterr().err

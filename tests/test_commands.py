@@ -184,3 +184,21 @@ def test_a_folder_called_like_the_variable_is_no_token(typed: Callable) -> None:
     typed("run.py", "--hub_token", "hf_x", "--output_dir", "$HF_TOKEN")
     said = subprocess.run(["bash", "-c", f"HF_TOKEN=hf_y; printf '%s\\n' {own_command()}"], capture_output=True).stdout
     assert said.decode().splitlines()[-3:] == ["hf_y", "--output_dir", "$HF_TOKEN"]
+
+
+def test_the_command_of_a_run_that_another_program_has_started(typed: Callable) -> None:
+    """In a notebook the process's own flags are those of its kernel."""
+    typed("/lib/ipykernel_launcher.py", "-f", "kernel.json")
+    flags = ["--train_file", "a b.csv", "--hub_token", "hf_x", "--seed", "1"]
+    assert own_command(flags) == "python run_glue_no_trainer.py --train_file 'a b.csv' --hub_token $HF_TOKEN --seed 1"
+    assert resume_command(argv=flags[:2]) == (
+        "python run_glue_no_trainer.py --train_file 'a b.csv' --resume_from_checkpoint latest"
+    )
+    typed("seeds.py", "--train_file", "t.csv")  # the edit several_seeds adds flags to those that were typed
+    assert own_command(["--train_file", "t.csv", "--seed=2"]) == "python seeds.py --train_file t.csv"
+
+
+def test_a_user_without_a_home_has_a_command(typed: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it returns if there is none
+    typed("run_glue_no_trainer.py", "--seed", "1")
+    assert own_command() == "python run_glue_no_trainer.py --seed 1"

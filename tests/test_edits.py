@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -54,6 +55,15 @@ def apply(name: str, folder: Path, *tool: str) -> Path:
     ended = subprocess.run(command, input=patch, cwd=folder, capture_output=True, text=True, encoding="utf-8")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "fuzz" not in ended.stdout
+    return file
+
+
+def apply_two(first: str, second: str, folder: Path) -> Path:
+    """The script in `folder`, with both patches applied to it, as people do it."""
+    file = apply(first, folder)
+    command = ["patch", "--no-backup-if-mismatch", file, EDITS / f"{second}.patch"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout
     return file
 
 
@@ -560,7 +570,7 @@ def test_head_and_tail(run_edited: Callable, own_files: list, tiny_model: Path, 
     whole, short = (tokenizer(text)["input_ids"] for text in rows["text"])
     assert len(whole) == 12
     assert edited.make_encode(tokenizer, task)(rows)["input_ids"] == [whole[:2] + whole[-6:], short]
-    data = tokenize({"train": Dataset.from_dict(rows)}, edited.make_encode(tokenizer, task), tokenizer, 8)["train"]
+    data = tokenize({"train": Dataset.from_dict(rows)}, edited.make_encode(tokenizer, task), tokenizer, task)["train"]
     assert data["length"][:] == [12, 4]
 
 
@@ -583,3 +593,50 @@ def test_gradient_checkpointing(
     assert counts[1] - counts[0] == (4 + 1) * 2
     plain, edited = (log_lines(tmp_path / name) for name in ("plain", "edited"))
     assert [line["loss"] for line in edited[:4]] == pytest.approx([line["loss"] for line in plain[:4]], abs=1e-6)
+
+
+def test_focal_loss_and_oversampling_go_together(imbalanced: list, tiny_model: Path, tmp_path: Path) -> None:
+    """Also in the second epoch: what is drawn does not depend on the names that a loss uses."""
+    file = apply_two("focal_loss", "oversampling", tmp_path / "edited")
+    ended = start(file, *imbalanced, "--model_name_or_path", tiny_model, "--num_train_epochs", 2)
+    assert ended.returncode == 0, ended.stderr
+    assert "epoch 2, step 14" in ended.stdout
+
+
+def test_unfreezing_keeps_the_rates_of_the_layers(own_files: list, tiny_model: Path, tmp_path: Path) -> None:
+    file = apply_two("layerwise_lr_decay", "gradual_unfreezing", tmp_path / "edited")
+    flags = [*own_files, "--model_name_or_path", tiny_model, "--num_train_epochs", 2, "--learning_rate", 1e-3]
+    flags += ["--lr_scheduler_type", "constant", "--checkpointing_steps", 4, "--output_dir", tmp_path / "out"]
+    ended = start(file, *flags)
+    assert ended.returncode == 0, ended.stderr
+    rates = []
+    for step in (4, 12):  # in the first epoch and in the second
+        saved = torch.load(tmp_path / "out" / f"step_{step}" / "optimizer.bin", weights_only=True)
+        rates.append([group["lr"] for group in saved["param_groups"]])
+    assert len(set(rates[1])) > 2
+    assert max(rates[1]) == pytest.approx(1e-3)
+    assert rates[0] == pytest.approx([20 * rate for rate in rates[1]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["several_seeds", "cross_validation"])
+def test_several_runs_go_on_with_one_command(name: str, tiny_model: Path, own_files: list, tmp_path: Path) -> None:
+    """Stopped in the second of five, without a word about checkpoints: those that have ended are not trained again."""
+    file, out = apply(name, tmp_path / "edited"), tmp_path / "out"
+    flags = [*own_files[:2], "--model_name_or_path", tiny_model, "--logging_steps", 1, "--output_dir", out]
+    command = [sys.executable, file, *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen([str(word) for word in command], env=environment, stdout=subprocess.PIPE, text=True)
+    for line in run.stdout:
+        if line.startswith("step 2 of") and len(list(out.iterdir())) == 2:
+            run.send_signal(signal.SIGTERM)
+            break
+    rest = run.stdout.read()
+    assert run.wait(timeout=60) == 143, rest
+    first = weights(min(out.iterdir()))
+    ended = start(file, *flags, "--resume_from_checkpoint", "latest")
+    assert ended.returncode == 0, ended.stderr
+    assert "eval_accuracy: " in ended.stdout
+    assert len(list(out.iterdir())) == 5
+    again = weights(min(out.iterdir()))
+    assert all(torch.equal(again[name], first[name]) for name in first)

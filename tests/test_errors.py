@@ -116,7 +116,7 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
     ),
     "no data": (lambda _: [], "--train_file"),
     "a flag misspelt": (with_flags("--learning_rte", 1), "did you mean --learning_rate?"),
-    "a flag of other scripts": (with_flags("--fp16"), "--fp16; here it is --mixed_precision fp16"),
+    "a flag of other scripts": (with_flags("--fp16"), "--fp16; use --mixed_precision fp16"),
     "a flag unknown": (with_flags("--wings"), "unrecognized arguments: --wings"),
     "a flag cut short": (with_flags("--learning", 1), "--learning"),
     "a value missing": (with_flags("--seed"), "--seed"),
@@ -127,6 +127,22 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
     "steps without rows": (
         lambda f: ["--validation_file", f / "good.csv", "--num_train_epochs", 1, "--max_train_steps", 5],
         "what to train on?",
+    ),
+    "prediction without saying so": (
+        lambda f: ["--test_file", f / "good.csv", "--do_predict", "--output_dir", f / "out"],
+        "or --train_file; to evaluate or predict only, add --num_train_epochs 0",
+    ),
+    "two configurations": (
+        lambda f: [(f / "a.yaml").touch(), "--config", f / "a.yaml", f"--config={f / 'a.yaml'}"][1:],
+        "--config is given twice",
+    ),
+    "a constant rate that warms up": (
+        with_flags("--lr_scheduler_type", "constant", "--num_warmup_steps", 5),
+        "--lr_scheduler_type constant has no warm-up; constant_with_warmup has one",
+    ),
+    "a constant rate with a warm-up ratio": (
+        with_flags("--lr_scheduler_type", "constant", "--warmup_ratio", 0.5),
+        "--lr_scheduler_type constant has no warm-up; constant_with_warmup has one",
     ),
     "no epochs but some steps": (
         lambda f: ["--train_file", f / "good.csv", "--num_train_epochs", 0, "--max_train_steps", 5],
@@ -172,7 +188,7 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
     ),
     "a best metric unknown": (
         with_flags("--metric_for_best_model", "bleu"),
-        "must be one of loss, accuracy, macro_f1, f1",
+        "must be one of accuracy, macro_f1, f1, loss",
     ),
     "a file that is not there": (lambda f: ["--train_file", f / "no.csv"], "no.csv: there is no such file"),
     "a glob of nothing": (lambda f: ["--train_file", f / "*.tsv"], "no file matches"),

@@ -10,13 +10,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import compile_regions
-from conftest import fresh_accelerate, sentences, write_csv
+from conftest import fresh_accelerate, log_lines, sentences, write_csv
 from datasets import ClassLabel, Dataset, Features, Value
 from torch.utils.data import default_collate
 from transformers import AutoModelForSequenceClassification
 
+import run_glue_no_trainer as script
 from no_trainer.batches import make_eval_loaders
 from no_trainer.evaluation import predict
+from no_trainer.glue import Task
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 33])
@@ -137,7 +139,7 @@ def test_an_unknown_metric_is_answered_with_those_there_are(
 ) -> None:
     with pytest.raises(SystemExit):
         run(*own_files, "--metric_for_best_model", "bleu", "--output_dir", tmp_path / "out")
-    assert "--metric_for_best_model bleu: must be one of loss, accuracy, macro_f1, f1" in capsys.readouterr().err
+    assert "--metric_for_best_model bleu: must be one of accuracy, macro_f1, f1, loss" in capsys.readouterr().err
 
 
 def test_an_evaluation_of_broken_weights_is_an_error(
@@ -152,3 +154,40 @@ def test_an_evaluation_of_broken_weights_is_an_error(
         run(*own_files, "--model_name_or_path", tmp_path / "out", "--num_train_epochs", 0)
     assert exit_.value.code == 1
     assert "the weights are broken" in capsys.readouterr().err
+
+
+@pytest.fixture
+def two_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `judge` that somebody has given two scores more, as numbers of torch and NumPy."""
+    usual = script.judge
+
+    def judge(task: Task, logits: torch.Tensor, labels: torch.Tensor) -> dict:
+        wrong = (logits.argmax(-1) != labels).float().mean()
+        return usual(task, logits, labels) | {"wrong": wrong, "right": np.float32(1 - wrong)}
+
+    monkeypatch.setattr(script, "judge", judge)
+
+
+@pytest.mark.usefixtures("two_scores")
+def test_scores_that_somebody_adds_to_judge(run: Callable, own_files: list, tmp_path: Path) -> None:
+    """They have a baseline, are in the results and the log, and can select the best model."""
+    flags = ["--metric_for_best_model", "right", "--load_best_model_at_end", "--do_predict"]
+    results = run(*own_files, *flags, "--test_file", own_files[3], "--output_dir", tmp_path)
+    assert results["baseline_wrong"] == pytest.approx(1 - results["baseline_accuracy"])
+    assert results["best_right"] == pytest.approx(results["eval_accuracy"])
+    saved = json.loads((tmp_path / "all_results.json").read_text())
+    assert saved["eval_right"] == saved["test_right"] == pytest.approx(saved["eval_accuracy"])
+    assert [line for line in log_lines(tmp_path) if "eval_wrong" in line]
+
+
+@pytest.mark.usefixtures("two_scores")
+@pytest.mark.parametrize(("lower", "best"), [(["wrong"], min), ([], max)])
+def test_lower_is_better_for_what_the_list_names(
+    run: Callable, own_files: list, tmp_path: Path, lower: list, best: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("no_trainer.weights.LOWER_IS_BETTER", ("loss", "mse", *lower))
+    flags = ["--metric_for_best_model", "wrong", "--learning_rate", 3e-3, "--num_train_epochs", 6]
+    results = run(*own_files, *flags, "--output_dir", tmp_path)
+    found = [line["eval_wrong"] for line in log_lines(tmp_path) if "eval_wrong" in line]
+    assert len(set(found)) > 1, "or this shows nothing"
+    assert results["best_wrong"] == best(found)

@@ -15,7 +15,7 @@ from conftest import ROOT, load, refused, sentences, write_csv
 from datasets import Dataset
 
 import run_glue_no_trainer as script
-from no_trainer.files import parse_json, place_of, read_dataset, read_files
+from no_trainer.files import place_of, read_dataset, read_files
 from no_trainer.tasks import load_data
 
 MANY = [{"text": f"t{number}", "label": "ab"[number % 2]} for number in range(30)]
@@ -26,26 +26,6 @@ def test_csv_text_stays_text(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "t.csv", ["text", "label"], [(text, i % 2) for i, text in enumerate(texts)])
     file.write_text("\ufeff" + file.read_text(encoding="utf-8"), encoding="utf-8")
     assert load(file)[0]["train"]["text"][:] == texts
-
-
-def test_json_text_stays_text(tmp_path: Path) -> None:
-    texts = ["2020-01-01", "007", "1e5", "null", "NA", "true", "2009-06-15T13:45:30"]
-    file = tmp_path / "t.json"
-    file.write_text(json.dumps([{"text": text, "label": str(i % 2)} for i, text in enumerate(texts)]))
-    splits, task = load(file)
-    assert splits["train"]["text"][:] == texts
-    assert task.values == [0, 1]  # numbers in quotes are numbers, as in a .csv
-
-
-def test_numbers_as_text_in_json_become_text(tmp_path: Path) -> None:
-    file = tmp_path / "t.json"
-    file.write_text('{"text": 7, "label": "a"}\n{"text": 8, "label": "b"}\n')
-    assert load(file)[0]["train"]["text"][:] == ["7", "8"]
-
-
-def test_json_of_one_row_may_have_a_column_called_data(tmp_path: Path) -> None:
-    (tmp_path / "t.jsonl").write_text('{"data": "x", "label": "a"}\n')
-    assert parse_json(str(tmp_path / "t.jsonl"))[0].column_names == ["data", "label"]
 
 
 def test_files_may_differ_in_columns_that_nobody_reads(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -101,37 +81,6 @@ def test_a_cache_that_cannot_be_written_is_named(
 
 def read(file: Path) -> dict[str, list]:
     return read_files([str(file)], []).to_dict()
-
-
-COLUMNS = {"text": ["a b", "c d", "e f"], "label": ["x", "y", "x"]}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        COLUMNS,
-        {name: dict(enumerate(values)) for name, values in COLUMNS.items()},  # as pandas writes it
-        {"data": [dict(zip(COLUMNS, row, strict=True)) for row in zip(*COLUMNS.values(), strict=True)]},
-        [dict(zip(COLUMNS, row, strict=True)) for row in zip(*COLUMNS.values(), strict=True)],
-    ],
-    ids=["columns", "columns by row", "under data", "a list"],
-)
-@pytest.mark.parametrize("suffix", ["json", "jsonl"])
-def test_json_of_columns_is_read_as_columns(
-    tmp_path: Path, content: object, suffix: str, capsys: pytest.CaptureFixture
-) -> None:
-    PartialState()
-    (tmp_path / f"t.{suffix}").write_text(json.dumps(content))
-    assert read(tmp_path / f"t.{suffix}") == COLUMNS
-    told = "its values are read as columns of 3 rows" in capsys.readouterr().out
-    assert told == (isinstance(content, dict) and "data" not in content)
-
-
-def test_json_of_columns_of_different_lengths_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "t.json").write_text(json.dumps({"text": ["a", "b"], "label": ["x"]}))
-    with pytest.raises(SystemExit):
-        read(tmp_path / "t.json")
-    assert "its values look like columns, but have different lengths" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -196,13 +145,6 @@ def test_what_is_said_of_a_file_is_said_again_when_it_is_cached(tmp_path: Path, 
         assert f"{tmp_path / 't.csv'}: its cells are separated by semicolons" in capsys.readouterr().out
 
 
-def test_json_columns_are_joined_by_their_row_numbers(tmp_path: Path) -> None:
-    """As pandas writes them, in whatever order the rows of each column stand."""
-    file = tmp_path / "t.json"
-    file.write_text('{"text": {"0": "bad", "1": "good"}, "label": {"1": "pos", "0": "neg"}}')
-    assert read_files([str(file)], []).to_dict() == {"text": ["bad", "good"], "label": ["neg", "pos"]}
-
-
 @pytest.mark.parametrize(
     ("options", "name", "content"),
     [
@@ -221,6 +163,45 @@ def test_what_a_readme_says_of_its_files_counts(tmp_path: Path, options: str, na
     (tmp_path / "README.md").write_text(head)
     data = read_dataset(str(tmp_path), None)["train"]
     assert data["text"][:] == [f"t{number}" for number in range(30)]
+
+
+def test_class_names_that_a_readme_gives_are_those_of_the_model(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", ["text", "label"], [("null", 0), ("007", 1)])
+    features = "  - {name: text, dtype: string}\n  - {name: label, dtype: {class_label: {names: [neg, pos]}}}\n"
+    (tmp_path / "README.md").write_text(f"---\ndataset_info:\n  features:\n{features}---\n")
+    data = read_dataset(str(tmp_path), None)["train"]
+    assert data.features["label"].names == ["neg", "pos"]
+    assert data["text"][:] == ["null", "007"]
+
+
+def test_files_that_datasets_joins_by_their_names_are_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """It takes test_hard.csv for a part of the test data. Shards need no word."""
+    for name in ("train-00000-of-00002.csv", "train-00001-of-00002.csv", "test.csv", "test_hard.csv"):
+        write_csv(tmp_path / name, ["text", "label"], [("good", 0), ("bad", 1)])
+    assert len(read_dataset(str(tmp_path), None)["test"]) == 4
+    said = capsys.readouterr().out
+    assert f"{tmp_path}: the test data are those of test.csv, test_hard.csv\n" in said
+    assert "train-0" not in said
+    assert "does not read" not in said
+
+
+def test_files_that_datasets_leaves_out_are_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """It takes the commonest kind of file only, and files with the name of a split."""
+    for name in ("train.csv", "train_more.csv", "notes.csv"):
+        write_csv(tmp_path / name, ["text", "label"], [("good", 0), ("bad", 1)])
+    (tmp_path / "train_json.jsonl").write_text('{"text": "fine", "label": 0}\n')
+    assert len(read_dataset(str(tmp_path), None)["train"]) == 4
+    assert f"warning: {tmp_path}: datasets does not read notes.csv, train_json.jsonl\n" in capsys.readouterr().out
+
+
+def test_a_folder_of_parquet_files_is_read_as_it_is_now(tmp_path: Path) -> None:
+    """The cache of datasets takes a folder of the same name with the same README for the same data."""
+    paths = "  data_files:\n  - {split: train, path: train.parquet}\n"
+    for number, (place, rows) in enumerate([("a", 12), ("b", 20), ("b", 16)]):
+        (folder := tmp_path / place / "data").mkdir(parents=True, exist_ok=True)
+        (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n{paths}---\n")
+        Dataset.from_dict({"text": [f"{number} {row}" for row in range(rows)]}).to_parquet(folder / "train.parquet")
+        assert read_dataset(str(folder), None)["train"]["text"][:] == [f"{number} {row}" for row in range(rows)]
 
 
 def test_a_data_set_of_a_test_split_alone_is_predicted(run: Callable, trained: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, log_lines, weights
 
 import run_glue_no_trainer as script
-from no_trainer.folder import LOCK, checkpoints, clear, damage, hold, is_free, let_go
+from no_trainer.folder import LOCK, checkpoints, clear, clear_aside, damage, hold, is_free, let_go
 
 
 def truncate(checkpoint: Path) -> None:
@@ -248,3 +248,25 @@ def test_the_lock_of_a_run_in_a_thread_of_this_process_stays(tmp_path: Path) -> 
 def test_the_lock_of_another_user_counts(tmp_path: Path) -> None:
     (tmp_path / LOCK).touch(0o000)
     assert not is_free(tmp_path)
+
+
+def test_looking_at_another_folder_leaves_the_locks_of_this_process(tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    for folder in (mine, other):
+        folder.mkdir()
+    (other / LOCK).touch()  # left by a run that was killed
+    try:
+        assert hold(mine)
+        assert is_free(other)
+        assert not is_free(mine)
+        assert (mine / LOCK).exists()
+    finally:
+        let_go()
+
+
+@pytest.mark.parametrize("name", [".predict_results.csv.partial", "glue/.MRPC.tsv.partial", ".step_3.old", "mine"])
+def test_only_what_a_killed_run_had_begun_to_write_is_cleared(tmp_path: Path, name: str) -> None:
+    (tmp_path / "glue").mkdir()
+    (tmp_path / name).touch()
+    clear_aside(tmp_path)
+    assert (tmp_path / name).exists() == (name == "mine")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from accelerate import PartialState
-from conftest import load, sentences, write_csv
+from conftest import load, refused, sentences, write_csv
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from no_trainer.classes import warn_of_labels
@@ -129,24 +129,24 @@ WORDS = {"labels": ["Bug", "None"], "words": ["Bug", "None"], "values": ["Bug", 
     ("task", "feature", "given", "kept", "said"),
     [
         (WORDS, Value("string"), [None, None], None, ""),  # no label is not the class None
-        (WORDS, Value("string"), ["Bug", None], None, "1 of 2 rows of the test data have no label"),
+        (WORDS, Value("string"), ["Bug", None], None, "1 of its 2 rows have no label"),
         (WORDS, Value("string"), ["Bug", "None"], ["Bug", "None"], ""),
         (WORDS, NONE, [-1, -1], None, ""),
-        (WORDS, NONE, [0, -1], None, "1 of 2 rows of the test data have no label"),
+        (WORDS, NONE, [0, -1], None, "1 of its 2 rows have no label"),
         (WORDS, NONE, [1, 0], ["None", "Bug"], ""),
         (WORDS | {"several": True}, List(NONE), [[0], [1, 0]], [["Bug"], ["None", "Bug"]], ""),
-        (WORDS | {"several": True}, List(NONE), [[0], [-1]], None, "1 of 2 rows of the test data have no label"),
+        (WORDS | {"several": True}, List(NONE), [[0], [-1]], None, "1 of its 2 rows have no label"),
         (WORDS | {"several": True}, List(NONE), [[0], []], [["Bug"], []], ""),
         (SIGNS, Value("int64"), [-1, 1], [-1, 1], ""),  # where -1 is a class, it is one
         (SIGNS, Value("int64"), [-1, -1], [-1, -1], ""),
-        (SIGNS, Value("int64"), [-1, 7], None, "are not all known"),
+        (SIGNS, Value("int64"), [-1, 7], None, "does not know all of its labels"),
         (SIGNS, Value("float64"), [-1.0, 1.0], [-1, 1], ""),
         (NUMERALS, ClassLabel(names=["1", "2", "3"]), [0, 2], [0, 2], ""),  # the names, not the numbers in the file
         (NUMERALS, Value("int64"), [1, 3], [0, 2], ""),
         (NUMERALS, Value("int64"), [0, 2], [0, 2], ""),  # the column is read in one way: there is no name 0
         (WORDS, Value("string"), ["bug", "NONE "], ["Bug", "None"], ""),
         (CAPITALS, Value("string"), ["IT", "it"], ["IT", "it"], ""),
-        (CAPITALS, Value("string"), ["It", "it"], None, "are not all known"),
+        (CAPITALS, Value("string"), ["It", "it"], None, "does not know all of its labels"),
         (NUMERALS, Value("string"), ["1", "3"], [0, 2], ""),
         ({"labels": None, "values": None}, Value("float64"), [-1.0, 2.5], [-1.0, 2.5], ""),
         ({"labels": None, "values": None}, Value("float64"), [-1.0, -1.0], None, ""),  # as STS-B has them
@@ -180,3 +180,26 @@ def test_labels_that_are_seldom_meant_as_they_are(labels: list, said: str, capsy
     warn_of_labels(Counter(dict.fromkeys(labels, 20)))
     out = capsys.readouterr().out
     assert said in out if said else not out
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "\t"])
+def test_a_label_of_spaces_is_no_label(tmp_path: Path, blank: str, capsys: pytest.CaptureFixture) -> None:
+    rows = [(f"row {row}", blank if row == 7 else "ab"[row % 2]) for row in range(20)]
+    assert "line 9 (row 8 of the train data) has no label" in refused(
+        capsys, write_csv(tmp_path / "t.csv", ["text", "label"], rows)
+    )
+
+
+def test_a_word_for_no_label_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = [(f"row {row}", ["0", "1", "nan"][row % 3]) for row in range(60)]
+    load(write_csv(tmp_path / "t.csv", ["text", "label"], rows))
+    assert "warning: 'nan' is a class here; leave out rows without a label" in capsys.readouterr().out
+
+
+def test_whole_numbers_of_any_size_take_whole_numbers_only(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """01 is a word, also beside the int32 of a parquet file."""
+    features = Features(text=Value("string"), label=Value("int32"))
+    Dataset.from_dict({"text": ["x", "y"] * 10, "label": [0, 1] * 10}, features).to_parquet(tmp_path / "t.parquet")
+    valid = write_csv(tmp_path / "v.csv", ["text", "label"], [("x", "00"), ("y", "01")])
+    said = refused(capsys, tmp_path / "t.parquet", valid)
+    assert "has the label '00'; the training labels are whole numbers" in said

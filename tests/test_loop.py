@@ -264,3 +264,11 @@ def test_workers_change_nothing_that_is_learned(run: Callable, own_files: list, 
     workers = ["--dataloader_num_workers", 1, "--preprocessing_num_workers", 2]
     run(*flags, *workers, "--output_dir", tmp_path / "helped")
     assert log_lines(tmp_path / "alone") == log_lines(tmp_path / "helped")
+
+
+def test_a_warm_up_longer_than_the_run_is_told(run: Callable, own_files: list, capsys: pytest.CaptureFixture) -> None:
+    run(*own_files, "--max_train_steps", 2, "--num_warmup_steps", 2)
+    said = "warning: --num_warmup_steps 2: the run has 2 steps and never reaches --learning_rate"
+    assert said in capsys.readouterr().out
+    run(*own_files, "--max_train_steps", 3, "--num_warmup_steps", 2)
+    assert "never reaches" not in capsys.readouterr().out

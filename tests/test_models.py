@@ -317,7 +317,10 @@ def test_a_checkpoint_and_an_adapter_are_told_as_what_they_are(
     run(*own_files, "--max_train_steps", 1, "--checkpointing_steps", 1, "--output_dir", tmp_path / "out")
     capsys.readouterr()
     said = refused(tmp_path / "out" / "step_1", capsys)
-    assert "is a checkpoint of a run: give its --output_dir, or continue with --resume_from_checkpoint" in said
+    assert (
+        "is a checkpoint, not a model: finish its run with --resume_from_checkpoint, then give its --output_dir"
+        in said
+    )
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     assert "is an adapter of PEFT: merge it with merge_and_unload()" in refused(tmp_path / "adapter", capsys)
@@ -360,3 +363,15 @@ def test_weights_without_a_place_in_the_model_are_told(
     (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
     run("--model_name_or_path", model, *own_files, "--max_train_steps", 1)
     assert "have no place in the model that its config.json describes" in capsys.readouterr().out
+
+
+def test_a_run_without_a_model_yet_says_how_to_get_one(
+    run: Callable, three_checkpoints: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("config.json", "model.safetensors", "all_results.json"):
+        (tmp_path / "out" / name).unlink()
+    file = write_csv(tmp_path / "t.csv", ["text"], [["good"]])
+    flags = ["--model_name_or_path", tmp_path / "out", "--num_train_epochs", 0, "--do_predict", "--test_file", file]
+    with pytest.raises(SystemExit):
+        run(*flags, "--output_dir", tmp_path / "answers")
+    assert "is a run that has not ended: finish it with --resume_from_checkpoint latest" in capsys.readouterr().err

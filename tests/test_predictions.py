@@ -17,7 +17,7 @@ from transformers import pipeline
 import run_glue_no_trainer as script
 from no_trainer.evaluation import predict
 from no_trainer.glue import Task
-from no_trainer.predictions import joined, named, spell, write
+from no_trainer.predictions import joined, named, spelled, write
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_trained_runs_card_has_the_test_scores(run: Callable, own_files: list,
 
 @pytest.mark.parametrize(
     ("label", "why"),
-    [("", "1 of 2 rows of the test data have no label"), ("unheard of", "are not all known to the model")],
+    [("", "1 of its 2 rows have no label"), ("unheard of", "the model does not know all of its labels")],
 )
 def test_rows_with_labels_that_say_nothing_are_predicted_all_the_same(
     run: Callable, trained: Path, tmp_path: Path, label: str, why: str, capsys: pytest.CaptureFixture
@@ -139,7 +139,7 @@ def test_rows_with_labels_that_say_nothing_are_predicted_all_the_same(
     only = ["--model_name_or_path", trained, "--num_train_epochs", 0, "--do_predict", "--test_file", file]
     results = run(*only, "--output_dir", tmp_path / "out")
     assert not [name for name in results if name.startswith("test_")]
-    assert re.search(f"{why}.*, so it is not scored", capsys.readouterr().out)
+    assert f"the test data is not scored: {why}" in capsys.readouterr().out
     assert [row["prediction"] for row in table(tmp_path / "out" / "predict_results.csv")] == ["positive", "negative"]
 
 
@@ -252,7 +252,7 @@ def test_predictions_appear_whole_or_not_at_all(
 def test_the_order_of_several_labels_means_nothing() -> None:
     """A row that names its classes in another order than the model has them is no mistake."""
     task = Task([], ["text"], ["a", "b", "c"], ["a", "b", "c"], several=True)
-    assert spell(task, ["c", "a"]) == spell(task, ["a", "c"]) == "a|c"
+    assert spelled(task, [["c", "a"], ["a", "c"]]) == ["a|c", "a|c"]
     assert named(task, torch.tensor([[1.0, -1.0, 1.0]])) == ["a|c"]
 
 
@@ -266,7 +266,7 @@ def test_a_label_that_is_no_number_to_learn_is_not_scored(
     flags = ["--max_train_steps", 1, "--do_predict", "--test_file", test, "--output_dir", tmp_path / "out"]
     results = run("--train_file", train, *flags)
     assert not [name for name in results if name.startswith("test_")]
-    assert "so it is not scored" in capsys.readouterr().out
+    assert "the test data is not scored" in capsys.readouterr().out
     assert len(table(tmp_path / "out" / "predict_results.csv")) == 2
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -122,11 +123,13 @@ def edited(*changes: tuple[str, str]) -> str:
 
 def test_the_edits_by_hand_run(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another loss, a flag of one's own, and a part that is frozen: the weights of that part stay as they were."""
-    loss, flag, freezing = blocks("examples/edits/README.md", "python")
+    loss, flag, score, freezing = blocks("examples/edits/README.md", "python")
     assert loss in text_of("README.md")
     assert "model.get_input_embeddings().requires_grad_(False)" in text_of("README.md")
     loaded = "model, tokenizer, task = load_model(args, task)"
     changes = [("loss = model(**batch).loss", loss), ("return parser", f"{flag}\nreturn parser")]
+    judged = "    return scores | score_classes(task, predicted, true)"
+    changes.append((judged, f"{textwrap.indent(score, '    ')}\n{judged}"))
     changes.append((loaded, f"{loaded}\n{freezing.replace('[:4]', '[:1]')}"))
     monkeypatch.chdir(desk)
     fresh_accelerate()
@@ -136,7 +139,7 @@ def test_the_edits_by_hand_run(desk: Path, monkeypatch: pytest.MonkeyPatch) -> N
     flags = f"--model_name_or_path {model} --train_file train.csv --max_train_steps 2 --learning_rate 1e-2"
     args = mine["parse_args"]([*flags.split(), "--smoothing", "0.2", "--output_dir", "out/mine"])
     assert args.smoothing == 0.2
-    mine["main"](args)
+    assert 0 <= mine["main"](args)["eval_balanced_accuracy"] <= 1
     before, after = load_file(model / "model.safetensors"), load_file(desk / "out" / "mine" / "model.safetensors")
     same = {name for name, weight in before.items() if torch.equal(weight, after[f"bert.{name}"])}
     assert same >= {name for name in before if "word_embeddings" in name or ".layer.0." in name}

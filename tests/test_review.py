@@ -76,3 +76,13 @@ def test_the_table_shows_control_characters_as_escapes(
     (line,) = [line for line in capsys.readouterr().out.splitlines() if re.match("train .*%", line)]
     assert "tab\\there" in line
     assert "bell\\x07" in line
+
+
+def test_no_longer_text_is_advised_than_the_model_can_read(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [(" ".join([("bad", "good")[row % 2]] * 90), "ab"[row % 2]) for row in range(30)]
+    run("--train_file", write_csv(tmp_path / "t.csv", ["text", "label"], rows), "--max_train_steps", 1)
+    said = capsys.readouterr().out
+    assert "are cut at 64 tokens; 95 % have at most 92, but the model reads 64 only" in said
+    assert "would hold" not in said

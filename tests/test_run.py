@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.tracking import TensorBoardTracker
-from conftest import launch, log_lines
+from conftest import TORCHRUN, launch, log_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from no_trainer.folder import checkpoints
@@ -198,3 +198,19 @@ def test_a_tracker_that_fails_does_not_stop_the_run(
     assert run(*own_files, *flags)["step"] == 2
     assert "warning: a tracker failed: OSError: the server is gone" in capsys.readouterr().out
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_the_curves_of_another_folder(
+    own_files: list, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Only the first process copies the log, and only it reads it."""
+    flags = ["--model_name_or_path", tiny_model, *own_files, *TENSORBOARD, "--max_train_steps", 6]
+    flags += ["--logging_steps", 1, "--checkpointing_steps", 3]
+    assert launch(*flags, "--output_dir", tmp_path / "old", launcher=TORCHRUN).returncode == 0
+    for number in range(3):
+        new = tmp_path / f"new_{number}"
+        goes_on = ["--resume_from_checkpoint", tmp_path / "old" / "step_3", "--output_dir", new]
+        ended = launch(*flags, *goes_on, launcher=TORCHRUN)
+        assert ended.returncode == 0, ended.stderr
+        assert [line["step"] for line in log_lines(new) if "loss" in line] == [1, 2, 3, 4, 5, 6]

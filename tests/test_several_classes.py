@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import TORCHRUN, launch, load, log_lines, sentences, table, without_dropout
+from conftest import TORCHRUN, launch, load, log_lines, refused, sentences, table, without_dropout, write_csv
 from datasets import ClassLabel, Dataset, Features, List, Value
 from sklearn.metrics import f1_score
-from transformers import pipeline
+from transformers import BertConfig, BertForSequenceClassification, pipeline
 
 WORDS = {"good": "praise", "bad": "blame", "fine": "calm"}
 SUBSETS = [chosen for size in range(4) for chosen in itertools.combinations(WORDS, size)]
@@ -187,7 +188,7 @@ def test_a_word_is_not_taken_for_the_list_of_its_letters(
     flags = ["--max_train_steps", 1, "--do_predict", "--test_file", test, "--output_dir", tmp_path / "out"]
     results = run("--train_file", train, *flags)
     assert not [name for name in results if name.startswith("test_")]
-    assert "so it is not scored" in capsys.readouterr().out
+    assert "the test data is not scored" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -237,3 +238,35 @@ def test_a_trained_model_is_not_evaluated_on_the_other_kind(
         run(*flags)
     assert exit_.value.code == 2
     assert f"the labels of the validation data are {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("labels", "said"), [(["spam"], "the only class in its lists is 'spam'"), ([], "is empty")])
+def test_one_class_in_all_is_refused(tmp_path: Path, labels: list, said: str, capsys: pytest.CaptureFixture) -> None:
+    """scikit-learn would score its absence."""
+    made = [{"text": text, "label": labels * label} for text, label in sentences(20)]
+    assert said in refused(capsys, write(tmp_path / "t.jsonl", made))
+
+
+def test_a_saved_model_that_predicts_something_else_is_refused(
+    run: Callable, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = write_csv(tmp_path / "t.csv", ["text"], [["good"], ["bad"]])
+    for kind, outputs, said in (
+        ("multi_label_classification", 1, "the model has one class, which a row may have or not"),
+        ("regression", 3, "the model predicts 3 numbers for each row"),
+    ):
+        folder = tmp_path / kind
+        shutil.copytree(tiny_model, folder)
+        config = BertConfig.from_pretrained(tiny_model, num_labels=outputs, problem_type=kind)
+        BertForSequenceClassification(config).save_pretrained(folder)
+        flags = ["--model_name_or_path", folder, "--num_train_epochs", 0, "--do_predict", "--test_file", file]
+        with pytest.raises(SystemExit) as exit_:
+            run(*flags, "--output_dir", tmp_path / "out")
+        assert exit_.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+def test_the_first_rows_of_sorted_lists_lack_a_class(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    made = [{"text": f"row {row}", "label": [["x"], ["x", "y"], ["z", "y"]][row // 10]} for row in range(30)]
+    load(write(tmp_path / "t.jsonl", made), max_train_samples=20)
+    assert "--max_train_samples leaves no row of z in the train data" in capsys.readouterr().out

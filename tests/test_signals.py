@@ -1,6 +1,7 @@
 """However `main` is left, the process is as it was: handlers of signals, and folders that other runs may use."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -79,3 +80,17 @@ def test_workers_change_no_byte(own_files: list, tiny_model: Path, tmp_path: Pat
         ended = launch(*flags, "--dataloader_num_workers", workers, "--output_dir", tmp_path / str(workers))
         assert ended.returncode == 0, ended.stderr
     assert weights(tmp_path / "0") == weights(tmp_path / "2")
+
+
+@pytest.mark.slow
+def test_a_run_in_the_background_outlives_its_shell(own_files: list, tiny_model: Path, tmp_path: Path) -> None:
+    """A variable of Accelerate that somebody has set is no sign of its launcher, with which a run ends."""
+    out = tmp_path / "out"
+    flags = ["--model_name_or_path", tiny_model, *own_files, "--logging_steps", 1, "--max_train_steps", 300]
+    words = [sys.executable, ROOT / "run_glue_no_trainer.py", *flags, "--output_dir", out]
+    shell = f"{shlex.join(map(str, words))} & until [ -s {shlex.quote(str(out / 'log.jsonl'))} ]; do sleep 0.05; done"
+    environment = os.environ | {"ACCELERATE_MIXED_PRECISION": "no"}
+    # the pipe is closed when the run ends, not when the shell does
+    ended = subprocess.run(["bash", "-c", shell], env=environment, capture_output=True, text=True, timeout=120)
+    assert "SIGTERM" not in ended.stdout
+    assert (out / "all_results.json").exists(), ended.stdout + ended.stderr

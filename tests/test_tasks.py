@@ -382,7 +382,7 @@ def test_rows_whose_label_is_said_to_be_none_are_left_out_and_counted(
 def test_a_cached_data_set_of_the_same_name_is_not_taken_in_silence(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`./imdb` once, then `imdb` from elsewhere, without a network."""
+    """`./imdb` once, read by another program, then `imdb` from elsewhere, without a network."""
     for name in ("imdb", "someone/reviews"):
         (tmp_path / name).mkdir(parents=True)
         for split in ("train", "validation"):
@@ -390,7 +390,7 @@ def test_a_cached_data_set_of_the_same_name_is_not_taken_in_silence(
                 tmp_path / name / f"{split}.parquet"
             )
     monkeypatch.chdir(tmp_path)
-    rows_of("--dataset_name", "imdb")
+    datasets.load_dataset("imdb")
     monkeypatch.chdir("/")
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
@@ -477,7 +477,9 @@ def test_labels_of_which_no_two_are_alike_are_of_another_column(tmp_path: Path, 
     file = write_csv(tmp_path / "t.csv", ["text", "id"], [(f"row {number}", f"k{number}") for number in range(40)])
     with pytest.raises(SystemExit):
         rows_of("--train_file", file, "--label_column_name", "id")
-    said = "every label is that of one row only, such as k0; --label_column_name names the right column"
+    said = (
+        "no label occurs twice (such as k0), so these may be ids; --label_column_name names the column of the labels"
+    )
     assert said in capsys.readouterr().err
 
 
@@ -497,3 +499,46 @@ def test_the_first_rows_of_sorted_validation_data_are_told(tmp_path: Path, capsy
     file = write_csv(tmp_path / "t.csv", ["text", "label"], [(f"row {row}", "ab"[row > 20]) for row in range(40)])
     load(file, max_eval_samples=10)
     assert "--max_eval_samples leaves no row of b in the validation data" in capsys.readouterr().out
+
+
+def test_the_first_rows_of_sorted_numbers_are_the_lowest(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = [(f"row {row}", row / 2) for row in range(30)]
+    load(write_csv(tmp_path / "t.csv", ["text", "label"], rows), max_train_samples=20)
+    assert "--max_train_samples leaves no row of high numbers in the train data" in capsys.readouterr().out
+    load(write_csv(tmp_path / "t.csv", ["text", "label"], rows[::-1]), max_train_samples=20)
+    assert "--max_train_samples leaves no row of low numbers in the train data" in capsys.readouterr().out
+    load(write_csv(tmp_path / "t.csv", ["text", "label"], rows[::2] + rows[1::2]), max_train_samples=20)
+    assert "leaves no row" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("predicts", [True, False])
+def test_the_columns_are_those_of_the_training_data(tmp_path: Path, predicts: bool) -> None:
+    """Whatever a data set lists first: its test split, whose labels are hidden, tells nothing of a column."""
+    config = "---\nconfigs:\n- config_name: default\n  data_files:\n"
+    for split, rows in (("test", 9), ("train", 60)):
+        made = [(("sad", "glad")[label], text, label if split == "train" else -1) for text, label in sentences(rows)]
+        columns = dict(zip(("mood", "text", "label"), map(list, zip(*made, strict=True)), strict=True))
+        Dataset.from_dict(columns).to_parquet(tmp_path / f"{split}.parquet")
+        config += f"  - {{split: {split}, path: {split}.parquet}}\n"
+    (tmp_path / "README.md").write_text(f"{config}---\n")
+    flags = ["--dataset_name", str(tmp_path), *(["--do_predict", "--output_dir", "out"] if predicts else [])]
+    args = script.parse_args(["--model_name_or_path", "m", *flags])
+    assert load_data(args)[1].text_columns == ["text"]
+
+
+def test_a_class_label_that_is_read_as_text_is_read_by_its_name(tmp_path: Path) -> None:
+    features = Features(text=Value("string"), topic=ClassLabel(names=["sports", "art"]), label=Value("string"))
+    made = {"text": ["x", "y"] * 10, "topic": [0, 1] * 10, "label": ["a", "b"] * 10}
+    Dataset.from_dict(made, features).to_parquet(tmp_path / "t.parquet")
+    splits, _ = load(tmp_path / "t.parquet", text_column_names=["topic", "text"])
+    assert splits["train"]["topic"][:2] == ["sports", "art"]
+
+
+def test_numbers_from_a_saved_classifier_are_refused(
+    run: Callable, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = write_csv(tmp_path / "t.csv", ["text"], [["good"], ["bad"]])
+    flags = ["--model_name_or_path", trained, "--num_train_epochs", 0, "--do_predict", "--test_file", file]
+    with pytest.raises(SystemExit):
+        run(*flags, "--do_regression", "--output_dir", tmp_path / "out")
+    assert "--do_regression: the model predicts 2 classes, not numbers" in capsys.readouterr().err

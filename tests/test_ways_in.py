@@ -60,6 +60,8 @@ def test_a_notebook(own_files: list, tiny_model: Path, tmp_path: Path) -> None:
             before,
             f"%run {ROOT / 'run_glue_no_trainer.py'} {flags}",
             "print('same', signal.getsignal(signal.SIGINT) is handler)",
+            "from run_glue_no_trainer import main, parse_args",
+            f"results = main(parse_args({[*flags.split()[:-1], 'called']}))",
             f"%run {ROOT / 'run_glue_no_trainer.py'} --task_name rte",
         ):
             client.execute_interactive(code, timeout=120, output_hook=listen)
@@ -71,6 +73,9 @@ def test_a_notebook(own_files: list, tiny_model: Path, tmp_path: Path) -> None:
     assert "same True" in text
     assert "error: --model_name_or_path is needed" in text
     assert (tmp_path / "out" / "all_results.json").exists()
+    card = (tmp_path / "called" / "README.md").read_text()
+    assert f"python run_glue_no_trainer.py --model_name_or_path {tiny_model}" in card
+    assert "kernel" not in card
 
 
 @pytest.mark.slow
