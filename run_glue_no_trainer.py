@@ -177,7 +177,7 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer, 
 
 def parameter_groups(model: Model, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups for AdamW: no weight decay on biases and on weights of normalisation layers."""
-    spared = {
+    not_decayed = {
         id(parameter)
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
@@ -185,8 +185,8 @@ def parameter_groups(model: Model, weight_decay: float) -> list[dict[str, Any]]:
     }
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
-        {"params": [p for p in parameters if id(p) not in spared], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if id(p) in spared], "weight_decay": 0.0},
+        {"params": [p for p in parameters if id(p) not in not_decayed], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if id(p) in not_decayed], "weight_decay": 0.0},
     ]
 
 
@@ -201,12 +201,12 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     if accelerator.device.type == "cpu":
         tune_cpu()
 
-    # Data and model. One process of a machine fills the cache first; each draws the same new head
+    # Data and model. One process of each machine fills the cache first; all draw the same new head
     set_seed(args.seed)
     splits, task = one_first(accelerator, lambda: load_data(args))
     model, tokenizer, task = load_model(args, task)
-    encode, workers = make_encode(tokenizer, task), args.preprocessing_num_workers
-    data = one_first(accelerator, lambda: tokenize(splits, encode, tokenizer, task, workers))
+    encode, processes = make_encode(tokenizer, task), args.preprocessing_num_workers
+    data = one_first(accelerator, lambda: tokenize(splits, encode, tokenizer, task, processes))
     check_tokens(data, model, tokenizer)
     table = review(splits, data, task, model)
     train_data, eval_data, test_data = by_purpose(data)
@@ -223,7 +223,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     fused = accelerator.device.type != "xla" and accelerator.scaler is None
     groups = parameter_groups(model, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, fused=fused)
-    described = name_model(model)  # for the check of a checkpoint; `prepare` may shard the weights
+    model_name = name_model(model)  # for the check of a checkpoint; `prepare` may shard the weights
     # for TPU, where each new length is compiled, and for models whose output depends on padding
     one_length = args.pad_to_max_length or accelerator.device.type == "xla" or reads_padding(model)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -247,7 +247,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
 
     # The run, from its start or from a checkpoint
     set_seed(args.seed, device_specific=True)  # dropout differs between processes
-    settings = fixed_settings(args, task, global_batch, warmup_steps, max_steps, train_data, eval_data, described)
+    settings = fixed_settings(args, task, global_batch, warmup_steps, max_steps, train_data, eval_data, model_name)
     run = open_run(args, accelerator, model, settings, sampler.steps_per_epoch, max_steps, table)
     progress = run.progress
     checkpoint_steps = steps_between_checkpoints(args)  # 0: none, or one after each epoch
@@ -282,7 +282,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
             run.unread.append((optimizer.param_groups[0]["lr"], mean_loss, grad_norm))
             mean_loss, progress.batch = 0.0, progress.batch + 1
             if accelerator.optimizer_step_was_skipped:
-                continue  # by the fp16 loss scaler: neither the schedule nor the count moves
+                continue  # by the fp16 loss scaler: it moves neither the schedule nor the count
             lr_scheduler.step()
             progress.step += 1
             bar.update()
@@ -312,7 +312,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
         progress.results = scores | run.position()
     if args.load_best_model_at_end and progress.best:
         load_best(run, final_model, task)
-    if not run.predictions:  # the evaluation was before a resume
+    if not run.predictions:  # the last evaluation was before a resume
         _, run.predictions = evaluate_model(run, final_model, task, eval_loaders)
     results = save_results(run, final_model, tokenizer, task)
     save_mistakes(run, task, splits, probabilities)

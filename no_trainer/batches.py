@@ -36,7 +36,7 @@ def tokenize(
 
     max_length, separator = task.max_length, f" {task.separator} "  # not the whole task: the cache depends on them
 
-    def measured(rows: dict[str, list]) -> dict[str, list]:
+    def encode_with_length(rows: dict[str, list]) -> dict[str, list]:
         labels = {"label": rows["label"]} if "label" in rows else {}
         texts = {name: [t or "" for t in cells] for name, cells in rows.items() if name not in ("label", ROW)}
         inputs = encode(texts | labels)
@@ -57,7 +57,7 @@ def tokenize(
         processes = workers or min(os.cpu_count() or 1, 8, 1 + len(data) // 100_000)
         how = {"remove_columns": data.column_names, "num_proc": processes if processes > 1 else None}
         try:
-            tokenized[name] = data.map(measured, batched=True, desc=f"Tokenizing {name}", **how)
+            tokenized[name] = data.map(encode_with_length, batched=True, desc=f"Tokenizing {name}", **how)
         except OSError as error:
             no_cache(error)
     tokenizer("")  # resets the truncation, which would be saved with the tokenizer
@@ -187,7 +187,7 @@ def make_loader(accelerator: Accelerator, data: Dataset, collate: Callable, work
     loader = accelerator.prepare(loader)
     if workers:
         atexit.register(end_workers)
-    accelerator._dataloaders.clear()  # Progress keeps their place; Accelerate fails to on XLA
+    accelerator._dataloaders.clear()  # Progress has the place in the data; Accelerate would fail to save it on XLA
     return loader
 
 

@@ -13,7 +13,7 @@ from no_trainer.commands import literal, own_command
 from no_trainer.glue import SEVERAL, Task
 from no_trainer.launch import hardware
 from no_trainer.messages import show, show_lines
-from no_trainer.metrics import ALWAYS, numbers_in
+from no_trainer.metrics import ALWAYS, score_rows
 from no_trainer.run import Run
 
 HUB_NAMES = {"pearson": "pearsonr", "macro_f1": "f1", "micro_f1": "f1"}  # names on the hub
@@ -30,8 +30,7 @@ def write_card(
 ) -> Path:
     """Write README.md to --output_dir: the model, its scores, its use and its training."""
     args, folder, base = run.args, Path(run.args.output_dir), run.args.model_name_or_path
-    numbers, kinds = numbers_in(results), ("eval_", "test_")
-    found = {name: value for name, value in numbers.items() if name.startswith(kinds)}
+    scores = score_rows(results)
     hub_data = None if Path(args.dataset_name or "").exists() else args.dataset_name
     hub_data = "nyu-mll/glue" if args.task_name else hub_data
     files = [Path(file).name for file in args.train_file or []]
@@ -47,14 +46,8 @@ def write_card(
         datasets=[hub_data] if hub_data else None,
         metrics=sorted({HUB_NAMES.get(metric, metric) for metric in task.metrics}),
         tags=["text-classification", "accelerate"],
-        eval_results=hub_scores(found, hub_data or "own-data", data, args.task_name) or None,
+        eval_results=hub_scores(scores, hub_data or "own-data", data, args.task_name) or None,
     )
-    # the baseline was measured on the validation data
-    baselines = {name: results.get(f"baseline_{name.removeprefix('eval_')}") for name in found}
-    scores = [
-        {"metric": name.removeprefix("eval_"), "score": value, "baseline": baselines[name]}
-        for name, value in found.items()
-    ]
     classes = [{"class": label} | row for label, row in results.get("eval_per_class", {}).items()]
     command = own_command(args.argv)
     card = ModelCard.from_template(
@@ -103,12 +96,13 @@ def text(value: Any) -> str:
     return re.sub(r"(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])", r"\\_", escaped)  # harmless in a word
 
 
-def hub_scores(scores: dict[str, float], dataset_type: str, dataset_name: str, config: str | None) -> list[EvalResult]:
+def hub_scores(rows: list[dict], dataset_type: str, dataset_name: str, config: str | None) -> list[EvalResult]:
     """The scores as the hub reads them: https://huggingface.co/docs/hub/model-cards."""
     found = []
-    for name, value in scores.items():
-        kind, metric = name.split("_", 1)  # such as eval_accuracy_mm
-        bare, split = metric.removesuffix("_mm"), {"eval": "validation"}.get(kind, kind)
+    for row in rows:
+        split = "test" if row["metric"].startswith("test_") else "validation"
+        metric = row["metric"].removeprefix("test_")
+        bare = metric.removesuffix("_mm")
         if bare != "loss":
             result = EvalResult(
                 task_type="text-classification",
@@ -118,7 +112,7 @@ def hub_scores(scores: dict[str, float], dataset_type: str, dataset_name: str, c
                 dataset_split=split if bare == metric else f"{split}_mismatched",
                 metric_type=HUB_NAMES.get(bare, bare),
                 metric_name=metric,
-                metric_value=round(value, 4),
+                metric_value=round(row["score"], 4),
             )
             found.append(result)
     return found

@@ -112,7 +112,7 @@ def open_folder(
     if free < needed:
         stop(f"--output_dir {folder}: this run needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free")
     clear_aside(folder)
-    if (folder / "log.jsonl").exists() and not (checkpoint and is_of(checkpoint, folder)):  # of the run to replace
+    if (folder / "log.jsonl").exists() and not (checkpoint and is_of(checkpoint, folder)):  # a run to replace
         clear(folder, model=trains(args))
     if checkpoint:
         shutil.copy(checkpoint / "log.jsonl", folder / "log.jsonl")  # without later steps

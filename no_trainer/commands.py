@@ -94,7 +94,7 @@ def own_words(argv: Sequence[str] | None = None) -> list[str]:
 
 def own_command(argv: Sequence[str] | None = None) -> str:
     """The command line of this run to be published: no secrets, and `~` for the home folder."""
-    home, shown = os.path.join(os.path.expanduser("~"), ""), []
+    home, shown = f"{os.path.expanduser('~')}{os.sep}", []
     for word in own_words(argv):
         flag, equals, value = word.partition("=")
         if flag.startswith("--") and equals and value.startswith(home):

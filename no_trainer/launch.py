@@ -40,7 +40,7 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
         if not re.fullmatch("[0-9]*", value := os.environ.get(name, "")):
             stop(f"{name} in the environment is {value!r}, not a number, as a launcher would set it; unset it")
     if (address := os.environ.get("MASTER_ADDR")) and os.environ.get("WORLD_SIZE") == "1":
-        try:  # torch would ask for half an hour; of several machines, one may only be late
+        try:  # torch would retry for half an hour; of several machines, one may only start late
             socket.getaddrinfo(address, None)
         except OSError:
             stop(f"MASTER_ADDR in the environment is {address!r}: there is no such machine; for one process, unset it")

@@ -168,6 +168,16 @@ def numbers_in(results: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in results.items() if isinstance(value, (int, float))}
 
 
+def score_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The scores of validation and test data, each with its `metric`, `score` and `baseline`, None without one."""
+    scores = {name: value for name, value in numbers_in(results).items() if name.startswith(("eval_", "test_"))}
+    names = {name: name.removeprefix("eval_") for name in scores}  # the baseline is that of the validation data
+    return [
+        {"metric": names[name], "score": score, "baseline": results.get(f"baseline_{names[name]}")}
+        for name, score in scores.items()
+    ]
+
+
 def plain(results: dict[str, Any]) -> dict[str, Any]:
     """The results with numbers of torch and NumPy as Python's, which can be written as JSON."""
     return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in results.items()}

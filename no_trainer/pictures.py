@@ -9,13 +9,19 @@ import numpy as np
 MOST = 30  # more classes than this make a confusion matrix unreadable
 
 
-def draw_curve(file: Path, lines: list[dict[str, Any]], metric: str, baseline: float | None) -> bool:
-    """Plot the losses and the metric in `lines` of log.jsonl by step; returns whether it could."""
+def make_figure(width: float, height: float) -> Any:
+    """An empty figure, in inches; None if matplotlib is not installed, or was built for another NumPy."""
     try:
         from matplotlib.figure import Figure
-    except ImportError:  # not installed, or built for another NumPy
+    except ImportError:
+        return None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_curve(file: Path, lines: list[dict[str, Any]], metric: str, baseline: float | None) -> bool:
+    """Plot the losses and the metric in `lines` of log.jsonl by step; returns whether it could."""
+    if not (figure := make_figure(9, 3.2)):
         return False
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
     losses, scores = figure.subplots(1, 2)
     for axis, name in ((losses, "loss"), (losses, "eval_loss"), (scores, f"eval_{metric}")):
         points = [(line["step"], line[name]) for line in lines if name in line]
@@ -35,17 +41,12 @@ def draw_confusion(file: Path, labels: list[str], matrix: list[list[int]] | None
     Raises:
         UserWarning: the font lacks a character of a class, such as a Chinese one.
     """
-    if not matrix or len(labels) > MOST:
-        return False
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    side = 2.5 + 0.45 * len(labels)
+    if not matrix or len(labels) > MOST or not (figure := make_figure(side, side)):
         return False
     counts = np.array(matrix)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     names = [name if len(name) <= 20 else f"{name[:19]}…" for name in labels]
-    side = 2.5 + 0.45 * len(labels)
-    figure = Figure(figsize=(side, side), layout="constrained")
     axis = figure.subplots()
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axis.set_xticks(range(len(names)), names, rotation=60, ha="right", parse_math=False)

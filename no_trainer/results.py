@@ -24,7 +24,7 @@ from no_trainer.glue import Task
 from no_trainer.hub import finish_upload, upload
 from no_trainer.launch import optional, say
 from no_trainer.messages import many, show, stop
-from no_trainer.metrics import numbers_in, plain
+from no_trainer.metrics import plain, score_rows
 from no_trainer.pictures import draw_confusion, draw_curve
 from no_trainer.predictions import write_answers, write_mistakes
 from no_trainer.run import Run, end_trackers, read_log
@@ -221,13 +221,11 @@ def short(text: str, columns: int) -> str:
 
 def score_lines(results: dict[str, Any]) -> list[str]:
     """A table of the scores, with their baselines if they have one."""
-    numbers, kinds = numbers_in(results), ("eval_", "test_")
-    found = {name: value for name, value in numbers.items() if name.startswith(kinds)}
-    lines = [f"{'':24}{'score':>10}{'baseline':>10}"] * bool(found)
-    for name, value in found.items():
-        metric = name.removeprefix("eval_")
-        least = results.get(f"baseline_{metric}")
-        lines.append(f"{metric:24}{value:>10.4f}" + (f"{least:>10.4f}" if least is not None else ""))
+    rows = score_rows(results)
+    lines = [f"{'':24}{'score':>10}{'baseline':>10}"] if rows else []
+    for row in rows:
+        baseline = "" if row["baseline"] is None else f"{row['baseline']:>10.4f}"
+        lines.append(f"{row['metric']:24}{row['score']:>10.4f}{baseline}")
     return lines
 
 

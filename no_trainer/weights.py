@@ -55,7 +55,7 @@ def note_best(run: Run, model: torch.nn.Module, task: Task, latest: dict[str, Pr
                 aside.replace(aside.with_name(BEST))
 
         if not together(run.accelerator, write, aside, needed=progress.step < run.max_steps):
-            return  # the last best stays the best: only its weights are saved
+            return  # the best before stays the best: the new weights could not be written
         run.predictions = latest
     progress.best = progress.results
 
