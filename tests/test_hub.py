@@ -157,7 +157,8 @@ def test_every_epoch_is_pushed_and_checkpoints_are_not(
     (out / "mine").mkdir(parents=True)
     for private in (out / "notes.txt", out / "mine" / "data.json", out / "holiday.png", out / "service_account.json"):
         private.write_text("not for everybody")
-    ended = push(hub, tiny_model, *own_files, "--output_dir", out, "--hub_private_repo", *TENSORBOARD)
+    flags = [*own_files, "--output_dir", out, "--checkpointing_steps", "epoch"]
+    ended = push(hub, tiny_model, *flags, "--hub_private_repo", *TENSORBOARD)
     assert ended.returncode == 0, ended.stderr
     repo = hub.repos["someone/out"]
     assert f"the model is at {hub.url}/someone/out" in ended.stdout
@@ -173,6 +174,10 @@ def test_every_epoch_is_pushed_and_checkpoints_are_not(
     assert set(repo["files"]) == everything | {"all_results.json"}
     assert all((out / name).read_bytes() == content for name, content in repo["files"].items())
     assert 'pipeline("text-classification", "someone/out"' in repo["files"]["README.md"].decode()
+    hub.repos.clear()  # now with nothing left to train
+    ended = push(hub, tiny_model, *flags, "--resume_from_checkpoint", "latest")
+    assert ended.returncode == 0, ended.stderr
+    assert set(hub.repos["someone/out"]["files"]) == everything | {"all_results.json"}
 
 
 @pytest.mark.slow
