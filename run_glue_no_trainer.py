@@ -149,9 +149,8 @@ def make_encode(tokenizer: Tokenizer, task: Task) -> Callable[[dict[str, list]],
 
 
 def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer, Task]:
-    """The model with a head for the task, its tokenizer, and the task with what depends on the model.
-
-    That is the order of the classes, and a max_length that the model can read.
+    """The model with a head for the task, its tokenizer, and the task with what depends on the
+    model: the order of the classes, and a max_length that it can read.
     """
     config = from_pretrained(AutoConfig, args)
     task = in_models_order(task, config, new_head=args.ignore_mismatched_sizes)
@@ -167,8 +166,9 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer, 
     for name, parameter in model.named_parameters():
         if task.labels is None and name in new and parameter.shape == (1,):
             torch.nn.init.constant_(parameter, task.mean)  # a new regression head starts at the mean label
-    separator = tokenizer.sep_token or tokenizer.eos_token or task.separator
-    task = replace(task, max_length=fit_length(task.max_length, model), separator=separator)
+    # the head of an encoder-decoder reads the last end token, so that none may be cut off
+    own = None if config.is_encoder_decoder else tokenizer.sep_token or tokenizer.eos_token
+    task = replace(task, max_length=fit_length(task.max_length, model), separator=own or task.separator)
     # read again when the saved model evaluates or predicts
     columns = {"text_columns": task.text_columns, "label_column": task.label_column}
     model.config.glue_no_trainer = columns | {"max_length": task.max_length}
@@ -208,7 +208,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     encode, processes = make_encode(tokenizer, task), args.preprocessing_num_workers
     data = one_first(accelerator, lambda: tokenize(splits, encode, tokenizer, task, processes))
     check_tokens(data, model, tokenizer)
-    table = review(splits, data, task, model)
+    table = review(splits, data, task, model, accelerator.mixed_precision)
     train_data, eval_data, test_data = by_purpose(data)
     task = with_baseline(task, judge, train_data, eval_data, args.metric_for_best_model)
 

@@ -26,7 +26,7 @@ from no_trainer.folder import checkpoints
 from no_trainer.launch import say
 from no_trainer.messages import many, some, stop, under_way
 
-LEAKY = ("convbert", "nystromformer", "yoso")  # their mask does not hide all of the padding
+LEAKY = ("convbert", "nystromformer", "reformer", "yoso")  # their mask does not hide all of the padding
 # modules with an embedding of each position
 POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
 CONVERT = """\
@@ -122,7 +122,8 @@ def load_weights(
             f"--model_name_or_path {args.model_name_or_path} has a head of another size than the "
             f"{config.num_labels} labels of the data; --ignore_mismatched_sizes starts a new head"
         )
-    if new and not trains(args):
+    of_tokens = any(name.endswith("ForTokenClassification") for name in config.architectures or [])
+    if (new or of_tokens) and not trains(args):
         say(f"warning: {args.model_name_or_path} has no trained head: its predictions are random")
     return own(model) if own else model, new
 
@@ -199,7 +200,9 @@ def reads_padding(model: torch.nn.Module) -> bool:
     """Whether padding changes a model's predictions, so that all texts need one length."""
     if not isinstance(model, Model):
         return False
-    return "attention_mask" not in inputs_of(model) or model.config.model_type in LEAKY
+    # BigBird's sparse attention becomes a full one, for good, at the first batch that is short
+    sparse = getattr(model.config, "attention_type", None) == "block_sparse"
+    return sparse or "attention_mask" not in inputs_of(model) or model.config.model_type in LEAKY
 
 
 def inputs_of(model: Model) -> list[str]:

@@ -41,8 +41,10 @@ def draw_confusion(file: Path, labels: list[str], matrix: list[list[int]] | None
     Raises:
         UserWarning: the font lacks a character of a class, such as a Chinese one.
     """
+    if not matrix or len(labels) > MOST:
+        return False
     side = 2.5 + 0.45 * len(labels)
-    if not matrix or len(labels) > MOST or not (figure := make_figure(side, side)):
+    if not (figure := make_figure(side, side)):
         return False
     counts = np.array(matrix)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)

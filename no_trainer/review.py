@@ -14,12 +14,15 @@ from no_trainer.messages import many, show
 from no_trainer.models import longest_text
 
 
-def review(splits: dict[str, Dataset], data: dict[str, Dataset], task: Task, model: torch.nn.Module) -> str:
+def review(
+    splits: dict[str, Dataset], data: dict[str, Dataset], task: Task, model: torch.nn.Module, precision: str
+) -> str:
     """Print and return a table of the tokenized `data`, and warn of what looks wrong."""
     table = describe(data, task)
     say(table)
     warn_of_texts(splits, task)
     warn_of_length(data, task, longest_text(model))
+    warn_of_precision(data, task, precision)
     return table
 
 
@@ -77,6 +80,20 @@ def warn_of_texts(splits: dict[str, Dataset], task: Task) -> None:
         text = textwrap.shorten(row[task.text_columns[0]] or "", 50, placeholder=" ...")
         found = f"{many(twice.size, 'text')} of the training data"
         say(f"warning: {found} with more than one label, such as {text!r}")
+
+
+def warn_of_precision(data: dict[str, Dataset], task: Task, precision: str) -> None:
+    """Warn of numbers to predict that are too close together, for their size, to be told apart."""
+    if "train" not in data or task.problem_type != NUMBER:
+        return
+    labels = numbers(data["train"], "labels")
+    kind = {"fp16": torch.float16, "no": torch.float32}.get(precision, torch.bfloat16)
+    largest = np.abs(labels).max()
+    step = torch.finfo(kind).eps * 2 ** np.floor(np.log2(largest)) if largest else 0
+    if step > 0.1 * labels.std():
+        named = {"no": "fp32"}.get(precision, precision)
+        hint = "subtract their mean from the labels" + ", or use --mixed_precision no" * (precision != "no")
+        say(f"warning: in {named}, numbers near {largest:g} are predicted in steps of {step:g}; {hint}")
 
 
 def hash_texts(data: Dataset, columns: list[str]) -> np.ndarray:

@@ -165,6 +165,8 @@ def find_task(
     elif train is not None:
         values, labels = find_classes(train, told=args.do_regression)
         config = None if trains(args) or not labels else from_pretrained(AutoConfig, args)
+        if config:
+            check_head(config, args.do_regression)
         if config and nameless(list(config.id2label.values())):
             say(f"the classes of the model have no names; they are taken in this order: {', '.join(labels)}")
         feature = train.features["label"]

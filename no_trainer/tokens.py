@@ -56,7 +56,10 @@ def separate(tokenizer: Tokenizer) -> None:
     length = len(first + second)
     plain = [place for place in range(len(both)) if both[place : place + length] == first + second]
     separator = tokenizer.sep_token or tokenizer.eos_token
-    if not plain or separator is None or not tokenizer.is_fast:
+    if not plain:
+        return
+    if separator is None or not tokenizer.is_fast:
+        say("warning: the tokenizer puts nothing between two texts: the model reads them as one")
         return
     before, after = both[: plain[0]], both[plain[0] + length :]
     names = {number: tokenizer.convert_ids_to_tokens(number) for number in before + after}

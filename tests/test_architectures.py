@@ -15,6 +15,7 @@ from tokenizers.processors import Sequence
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedTokenizerFast,
@@ -56,6 +57,12 @@ ENCODERS = {
     "modernbert": BERT_LIKE | {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3},
     "mpnet": BERT_LIKE,
     "nystromformer": BERT_LIKE | {"num_landmarks": 8, "segment_means_seq_len": 8},
+    "reformer": {
+        **{"hidden_size": 32, "num_attention_heads": 2, "attention_head_size": 16, "feed_forward_size": 64},
+        **{"attn_layers": ["local", "lsh"], "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8},
+        **{"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16], "max_position_embeddings": 64},
+        **{"is_decoder": False, "num_buckets": 2, "num_hashes": 1, "hash_seed": 0},
+    },
     "rembert": BERT_LIKE | {"input_embedding_size": 16, "output_embedding_size": 16},
     "roberta": BERT_LIKE,
     "roformer": BERT_LIKE | {"embedding_size": 32},
@@ -187,3 +194,35 @@ def test_a_slow_tokenizer(run: Callable, own_files: list, tiny_model: Path, tmp_
     assert not tokenizer.is_fast
     flags = ["--model_name_or_path", tmp_path / "model", "--use_slow_tokenizer", "--max_train_steps", 1]
     assert run(*own_files, *flags)["step"] == 1
+
+
+def test_sparse_attention_stays_what_it_is(run: Callable, tiny_model: Path, tmp_path: Path) -> None:
+    """BigBird's becomes full attention for good at a batch of short texts."""
+    sparse = {"attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 1}
+    model = make("big_bird", tiny_model, tmp_path / "model", **sparse)
+    rows = [(" ".join(["good", "bad"][row % 2] for _ in range(3 + row)), "ab"[row % 2]) for row in range(50)]
+    flags = ["--validation_file", write_csv(tmp_path / "v.csv", ["text", "label"], rows), "--num_train_epochs", 0]
+    flags += ["--train_file", flags[1], "--model_name_or_path", model, "--per_device_eval_batch_size"]
+    losses = [run(*flags, size)["eval_loss"] for size in (1, 8, 50)]
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_three_texts_that_are_cut_keep_their_end(run: Callable, tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    """The head of an encoder-decoder reads the last end token, which therefore separates no texts."""
+    rows = [["good " * (row % 9), "bad", "fine " * (row % 7), "ab"[row % 2]] for row in range(40)]
+    file = write_csv(tmp_path / "t.csv", ["p", "q", "z", "label"], rows)
+    flags = ["--train_file", file, "--text_column_names", "p,q,z", "--max_length", 10, "--max_train_steps", 1]
+    assert run(*flags, "--model_name_or_path", make(kind, tiny_model, tmp_path / "model"))["step"] == 1
+
+
+def test_a_head_for_tokens_is_no_head_for_texts(
+    run: Callable, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """In some architectures its weights have the same names."""
+    model = make("modernbert", tiny_model, tmp_path / "model")
+    AutoModelForTokenClassification.from_pretrained(model).save_pretrained(model)
+    file = write_csv(tmp_path / "t.csv", ["text"], [["good"], ["bad"]])
+    flags = ["--model_name_or_path", model, "--num_train_epochs", 0, "--do_predict", "--test_file", file]
+    run(*flags, "--output_dir", tmp_path / "out")
+    assert "has no trained head: its predictions are random" in capsys.readouterr().out

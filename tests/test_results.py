@@ -20,11 +20,14 @@ def test_the_saved_model_answers_with_the_users_names(run: Callable, own_files: 
     assert [answer["label"] for answer in ask(["good nice great", "awful poor"])] == ["positive", "negative"]
 
 
-def test_the_saved_regression_model_answers_with_numbers(run: Callable, tmp_path: Path) -> None:
+def test_the_saved_regression_model_answers_with_numbers(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     rows = [(text, f"{4 * label + 0.5}") for text, label in sentences(61)]
     file = write_csv(tmp_path / "t.csv", ["text", "label"], rows)
     flags = ["--train_file", file, "--validation_file", file, "--learning_rate", 1e-2, "--num_train_epochs", 8]
     assert run(*flags, "--output_dir", tmp_path / "out")["eval_pearson"] > 0.8
+    assert "warning: no" not in capsys.readouterr().out  # such as a picture of its confusion matrix
     ask = pipeline("text-classification", str(tmp_path / "out"), device="cpu")
     assert ask("good " * 5)[0]["score"] > 3
 

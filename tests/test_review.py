@@ -5,9 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accelerate import PartialState
 from conftest import load, sentences, write_csv
+from datasets import Dataset
 
-from no_trainer.review import warn_of_texts
+from no_trainer.glue import Task
+from no_trainer.review import warn_of_precision, warn_of_texts
 
 
 def rows(number: int) -> list[tuple[str, str]]:
@@ -86,3 +89,24 @@ def test_no_longer_text_is_advised_than_the_model_can_read(
     said = capsys.readouterr().out
     assert "are cut at 64 tokens; 95 % have at most 92, but the model reads 64 only" in said
     assert "would hold" not in said
+
+
+@pytest.mark.parametrize(
+    ("labels", "precision", "said"),
+    [
+        ([1990.5, 1993.5, 1996.5], "bf16", "in bf16, numbers near 1996.5 are predicted in steps of 8; subtract"),
+        ([1990.5, 1993.5, 1996.5], "no", ""),
+        ([1e9, 1e9 + 3.5, 1e9 + 6], "no", "in fp32, numbers near 1e+09 are predicted in steps of 64; subtract"),
+        ([0.0, 2.5, 5.0], "bf16", ""),
+        ([0.0, 0.0, 0.0], "bf16", ""),
+    ],
+)
+def test_numbers_that_the_precision_does_not_tell_apart(
+    labels: list[float], precision: str, said: str, capsys: pytest.CaptureFixture
+) -> None:
+    PartialState()
+    data = {"train": Dataset.from_dict({"labels": [labels[row % 3] for row in range(30)]})}
+    warn_of_precision(data, Task(["mse"], ["text"], None, None), precision)
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert shown.count("warning") == bool(said)

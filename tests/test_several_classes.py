@@ -264,6 +264,10 @@ def test_a_saved_model_that_predicts_something_else_is_refused(
             run(*flags, "--output_dir", tmp_path / "out")
         assert exit_.value.code == 2
         assert said in capsys.readouterr().err
+        valid = write_csv(tmp_path / "v.csv", ["text", "label"], [(text, "ab"[y]) for text, y in sentences(20)])
+        with pytest.raises(SystemExit):
+            run(*flags[:4], "--train_file", valid, "--validation_file", valid)
+        assert said in capsys.readouterr().err
 
 
 def test_the_first_rows_of_sorted_lists_lack_a_class(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -9,7 +9,15 @@ import pytest
 import torch
 from conftest import sentences, write_csv
 from test_architectures import make
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer, pipeline
+from tokenizers.processors import Sequence
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertTokenizer,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
 
 
 def refused(run: Callable, capsys: pytest.CaptureFixture, *flags: object) -> str:
@@ -152,6 +160,21 @@ def test_something_is_put_between_two_texts(
     good, bad = (saved(word)["input_ids"] for word in ("good", "bad"))
     assert saved("good", "bad")["input_ids"] == [*good, saved.eos_token_id, *bad]
     assert saved.eos_token_id not in good
+
+
+def test_texts_that_nothing_separates_are_told(
+    run: Callable, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model = make("bert", tiny_model, tmp_path / "model")
+    backend = AutoTokenizer.from_pretrained(tiny_model).backend_tokenizer
+    backend.post_processor = Sequence([])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]")
+    tokenizer.save_pretrained(model)
+    rows = [(text, text, "ab"[label]) for text, label in sentences(30)]
+    file = write_csv(tmp_path / "t.csv", ["sentence1", "sentence2", "label"], rows)
+    run("--train_file", file, "--model_name_or_path", model, "--max_train_steps", 1)
+    said = "warning: the tokenizer puts nothing between two texts: the model reads them as one"
+    assert said in capsys.readouterr().out
 
 
 def test_a_saved_tokenizer_knows_the_length_that_texts_were_cut_at(
