@@ -31,9 +31,10 @@ class Format:
     def rows(self, lines: Iterable[str], strict: bool = True) -> Iterator[list[str]]:
         return csv.reader(lines, delimiter=self.separator, skipinitialspace=self.skip_space, strict=strict)
 
-    def fits(self, lines: list[str]) -> bool:
-        """Whether each of these lines looks like a row."""
-        return all(line.count(self.separator) == self.width - 1 for line in lines)
+    def fits(self, lines: list[str], full: bool = False) -> bool:
+        """Whether each of these lines looks like a row, and has no empty cell if it has to be `full`."""
+        rows = [line.rstrip("\r\n").split(self.separator) for line in lines]
+        return all(len(row) == self.width and (all(row) or not full) for row in rows)
 
 
 class Rows:
@@ -149,8 +150,7 @@ def literal_rows(form: Format, body: Callable[[], Iterator[str]]) -> Rows | None
 
 def strict_rows(form: Format, body: Callable[[], Iterator[str]]) -> Rows | None:
     """The rows as the csv module reads them; None if it finds an error."""
-    rows, whole, begin = Rows(form.width), 0, 0
-    taken: list[str] = []  # lines of the row in hand
+    rows, taken, whole, begin = Rows(form.width), [], 0, 0  # taken: the lines of the row in hand
     try:
         for row in (reader := form.rows(taken.append(line) or line for line in body())):
             if row:  # an empty line is no row
@@ -176,11 +176,11 @@ def single_rows(form: Format, lines: list[str]) -> Rows:
             reader = form.rows(islice(lines, number, number + LONGEST_ROW))
             row = one_row(reader)
             used = reader.line_num if row else 1
-            if used > 1 and form.fits(lines[number : number + used]):
-                whole += used == 2
-                row, used = (row, used) if used == 2 else (None, 1)  # lines between that look like rows are rows
-        fits = row is not None and len(row) == form.width
-        if not fits and '"' in line and (split := split_one_way(form, line)):
+            span = lines[number : number + used]
+            if len(span) > 2 and form.fits(span) and form.fits(span[1:-1], full=True):
+                row, used = None, 1  # each of these lines looks like a row, so each is one
+            whole += used > 1 and form.fits(span)
+        if (row is None or len(row) != form.width) and '"' in line and (split := split_one_way(form, line)):
             row, used, literal = split, 1, literal + 1
         if row and len(row) > form.width and not any(row[form.width :]):
             row, trimmed = row[: form.width], trimmed + 1

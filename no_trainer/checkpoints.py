@@ -88,10 +88,10 @@ def open_run(
             if progress.step > max_steps:
                 say(f"warning: {checkpoint} is of step {progress.step}, and this run would end at step {max_steps}")
         open_folder(args, accelerator, model, checkpoint)
-        if accelerator.is_main_process and progress.step < max_steps:
-            (Path(args.output_dir) / "all_results.json").unlink(missing_ok=True)  # of a run that goes on for longer
         if args.with_tracking:
             start_trackers(accelerator, args, progress, resumed=bool(checkpoint))
+        if accelerator.is_main_process and progress.step < max_steps:
+            (Path(args.output_dir) / "all_results.json").unlink(missing_ok=True)  # the run is not over any more
     begun = time.perf_counter() - progress.seconds
     stop_signal, files = StopSignal(accelerator), {"log.jsonl"} if progress.step else set()
     known = {"repository": repository, "begun": begun, "files": files}

@@ -1,7 +1,6 @@
 """Checks of flags that are well-formed, made before the imports, which take seconds."""
 
 import argparse
-import csv
 import errno
 import glob
 import json
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from no_trainer.commands import names_in
 from no_trainer.folder import BEST, WRITTEN, checkpoints, is_free, is_of
 from no_trainer.glue import GLUE
 from no_trainer.messages import stop
@@ -94,8 +94,7 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
     if args.test_file and not args.do_predict:
         stop("--test_file is for --do_predict, which is not given")
     if args.text_column_names:
-        written = ",".join(args.text_column_names)  # with quotes around a name that has a comma in it
-        columns = [name.strip() for name in next(csv.reader([written], skipinitialspace=True))]
+        columns = names_in(",".join(args.text_column_names))
         if len(set(columns) - {""}) != len(columns):
             stop(f"--text_column_names {','.join(columns)}: takes columns as in a,b, each once")
         if args.label_column_name and "label" in columns:
@@ -106,7 +105,8 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
     steps = args.checkpointing_steps
     if steps not in (None, "epoch") and not re.fullmatch(r"[1-9]\d*", steps):
         stop(f"--checkpointing_steps {steps}: takes a number of steps, or epoch")
-    if args.lr_scheduler_type == "constant" and (args.num_warmup_steps or args.warmup_ratio not in (0, 0.1)):
+    warm_up = args.num_warmup_steps or args.warmup_ratio not in (0, 0.1)
+    if args.lr_scheduler_type == "constant" and training and warm_up:
         stop("--lr_scheduler_type constant has no warm-up; constant_with_warmup has one")
     if args.lr_scheduler_type == "polynomial" and training and args.learning_rate <= 1e-7:
         stop(f"--learning_rate {args.learning_rate:g}: the polynomial schedule needs more than 1e-7")

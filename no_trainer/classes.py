@@ -33,9 +33,8 @@ def find_classes(data: Dataset, told: bool = False) -> tuple[list[Any] | None, l
     labels = data["label"][:]
     if is_list(feature):
         labels = [value for row in labels for value in row]
-        if len(set(labels)) < 2:
-            what = f"the only class in its lists is {labels[0]!r}" if labels else "every list of labels is empty"
-            stop(f"the training data has no two classes: {what}; with one class, give each row a word for yes or no")
+        if not labels:
+            stop("the training data has no class at all: every list of labels is empty")
     elif feature.dtype.startswith("float"):
         if not told:
             warn_of_numbers(found)
@@ -82,7 +81,7 @@ def warn_of_labels(counts: Counter[str]) -> None:
     elif 0 < len(odd) * 4 < len(counts):
         say(f"warning: most labels are numbers; because of {some(odd)}, all are classes")
     if absent := sorted(label for label in counts if label.strip().lower() in MISSING):
-        say(f"warning: {some(map(repr, absent))} is a class here; leave out rows without a label")
+        say(f"warning: among the classes: {some(map(repr, absent))}; leave out rows without a label")
     if rare := sorted(label for label in counts if counts[label] < 10):
         listed = some(rare)
         say(f"warning: fewer than ten rows of the training data have the label {listed}")
@@ -96,8 +95,7 @@ def warn_of_limit(data: Dataset, kept: Dataset, task: Task, name: str) -> None:
     labels = data["label"][:]
     first, others = labels[: len(kept)], labels[len(kept) :]
     if task.problem_type == NUMBER:
-        lost = ["low numbers"] * (min(others) < max(others) < min(first))
-        lost += ["high numbers"] * (min(others) > max(first))
+        lost = ["low numbers"] * (max(others) < min(first)) + ["high numbers"] * (min(others) > max(first))
     else:
         if task.several:
             first, others = itertools.chain(*first), itertools.chain(*others)
@@ -178,4 +176,7 @@ def in_models_order(task: Task, config: PretrainedConfig, new_head: bool = False
             f"warning: the model's labels ({', '.join(names)}) are not the data's "
             f"({', '.join(task.labels)}); the data's are used"
         )
+    if len(task.labels) < 2:
+        only = f"the lists of labels have one class only, {task.labels[0]!r}"
+        stop(f"{only}; for one class, give each row a word for yes or no, not a list")
     return task

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Value
 
 from no_trainer.checks import trains
-from no_trainer.commands import quote
+from no_trainer.commands import listed, quote
 from no_trainer.glue import GLUE, is_test
 from no_trainer.launch import say
 from no_trainer.messages import stop, suggestion
@@ -79,11 +79,6 @@ def check_columns(data: Dataset, name: str, wanted: list[str], label: str, args:
         stop(f"the {name} data has no column {missing[0]!r}; {columns}{other}")
 
 
-def listed(names: list[str]) -> str:
-    """Names of columns as --text_column_names takes them: with quotes around one that has a comma in it."""
-    return ", ".join(f'"{name}"' if "," in name else name for name in names)
-
-
 def find_text_columns(data: Dataset, label: str = "label") -> list[str]:
     """The first one or two text columns, without the label and columns that give it away."""
     names = [name for name in data.column_names if name != label]
@@ -102,7 +97,7 @@ def find_text_columns(data: Dataset, label: str = "label") -> list[str]:
     texts = {n: cells for n, cells in texts.items() if n.lower() in TEXTS or not is_code(cells)} or texts
     if len(texts) > 1 and label in data.column_names:
         answers = list(map(str, sample.column(label).to_pylist()))
-        telling = [name for name, cells in texts.items() if gives_away(cells, answers)]
+        telling = [name for name, cells in texts.items() if gives_away(cells, answers, exact=name.lower() in TEXTS)]
         if 0 < len(telling) < len(texts):
             say(f"not read, since the label can be told from them: {', '.join(telling)}")
             texts = {name: cells for name, cells in texts.items() if name not in telling}
@@ -129,16 +124,16 @@ def is_code(cells: list[str]) -> bool:
     return any(filled and all(map(form.fullmatch, filled)) for form in forms)
 
 
-def gives_away(cells: list[str], answers: list[str]) -> bool:
-    """Whether the column nearly determines the label: it has few values, and with the commonest label of each,
-    there is at most a tenth of the mistakes that the commonest label of all makes.
+def gives_away(cells: list[str], answers: list[str], exact: bool = False) -> bool:
+    """Whether the column determines the label, or nearly: it has few values, and with the commonest label of each,
+    there is at most a tenth of the mistakes that the commonest label of all makes; none if `exact`.
     """
     of_value: dict[str, Counter[str]] = {}
     for cell, answer in zip(cells, answers, strict=True):
         of_value.setdefault(cell, Counter())[answer] += 1
     mistakes = [found.total() - max(found.values()) for found in (Counter(answers), *of_value.values())]
     few = len(of_value) <= max(2, len(cells) // 4)
-    return few and mistakes[0] > 0 and sum(mistakes[1:]) <= mistakes[0] / 10
+    return few and mistakes[0] > 0 and sum(mistakes[1:]) <= (0 if exact else mistakes[0] / 10)
 
 
 def count_empty(data: Dataset, column: str) -> int:

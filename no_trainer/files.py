@@ -14,7 +14,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-from datasets import Dataset, Value, concatenate_datasets, load_dataset, load_dataset_builder
+from datasets import ClassLabel, Dataset, Value, concatenate_datasets, load_dataset, load_dataset_builder
+from datasets.info import DatasetInfosDict
 
 from no_trainer import cells, records
 from no_trainer.checks import SUFFIXES
@@ -46,9 +47,11 @@ def read_dataset(source: str, config: str | None) -> dict[str, Dataset]:
     every = [Path(file) for named in files.values() for file in named]
     how: dict[str, Any] = {"keep_default_na": False} if kind == "csv" else {}
     if every and all(file.exists() for file in every):
-        report_files(Path(source), files, builder.config.name == "default")
-        if kind in ("csv", "json") and not builder.info.features and not has_options(builder.config):
-            return {split: read_files(named, []) for split, named in files.items()}
+        report_files(Path(source), files, whole=len(builder.builder_configs) < 2)
+        if kind in ("csv", "json") and not has_options(builder.config):
+            info = DatasetInfosDict.from_directory(source).get(builder.config.name)
+            features = (info and info.features) or {}
+            return {split: described(read_files(named, []), features, source) for split, named in files.items()}
         # datasets' cache goes by the name of a folder, not by what is in its files
         content = xxhash.xxh3_64_hexdigest("".join(map(checksum, every)).encode())
         how["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / "run_glue_no_trainer" / content)
@@ -63,10 +66,30 @@ def report_files(source: Path, files: dict[str, list[str]], whole: bool) -> None
     for split, named in files.items():
         if len(named) > 1 and not re.search(r"-\d+-of-\d+\.", named[0]):
             say(f"{source}: the {split} data are those of {some(map(os.path.basename, named))}")
-    read = {os.path.realpath(file) for named in files.values() for file in named}
-    there = [file for ending in SUFFIXES for file in sorted(source.rglob(f"*{ending}")) if whole]
-    if unread := [file.name for file in there if os.path.realpath(file) not in read]:
+    every = [Path(file) for named in files.values() for file in named]
+    read, folders = set(map(os.path.realpath, every)), {source, *(file.parent for file in every)}
+    there = [file for folder in folders for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and whole]
+    if unread := sorted({file.name for file in there if os.path.realpath(file) not in read}):
         say(f"warning: {source}: datasets does not read {some(unread)}")
+
+
+def described(data: Dataset, features: dict[str, Any], source: str) -> Dataset:
+    """The data with those columns as classes and fractions that the README of `source` says are such."""
+    for name, feature in features.items() if features else ():
+        is_number = isinstance(feature, Value) and feature.dtype.startswith("float")
+        if name not in data.column_names or not (is_number or isinstance(feature, ClassLabel)):
+            continue
+        cells, named = data[name][:], getattr(feature, "names", [])
+        known = {str(number): number for number in range(len(named))} | {word: n for n, word in enumerate(named)}
+        try:
+            if is_number:
+                values = [None if cell in (None, "") else float(cell) for cell in cells]
+            else:
+                values = [-1 if cell in (None, "") else known[str(cell)] for cell in cells]
+        except (KeyError, ValueError, TypeError) as error:
+            stop(f"{source}: column {name} is not what its README.md says, {feature}: {error}")
+        data = data.remove_columns(name).add_column(name, values, feature=feature)
+    return data
 
 
 def has_options(config: datasets.BuilderConfig) -> bool:

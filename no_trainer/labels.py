@@ -125,7 +125,7 @@ def type_labels(splits: dict[str, Dataset], where: Where, as_numbers: bool = Fal
             kind = "string"  # such as ids, too long for int64
     if kind == "bool":
         kind = "string"
-    if kind.startswith(("int", "uint")):
+    if kind.startswith(("int", "uint")) and kind != "uint64":
         kind = "int64"
     if as_numbers:
         kind = "float64"

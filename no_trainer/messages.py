@@ -18,7 +18,7 @@ LAUNCHERS = {  # launchers' variables: how many processes were started, and whic
     "MV2_COMM_WORLD_SIZE": "MV2_COMM_WORLD_RANK",
     "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",  # srun's; SLURM_NTASKS is set by sbatch, too
 }
-LAUNCH = "ACCELERATE_DYNAMO_USE_FULLGRAPH"  # set by every `accelerate launch`, and hardly by anybody else
+LAUNCH = "ACCELERATE_DYNAMO_USE_FULLGRAPH"  # set by `accelerate launch` of one process, and hardly by people
 LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # whatever some program takes as a line end
 STARTING = contextlib.ExitStack()  # closed when the imports are done
 EARLIER: dict[int, Any] = {}  # signal handlers that `before_imports` has replaced

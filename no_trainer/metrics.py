@@ -1,5 +1,6 @@
 """Metrics of GLUE and of own data, scores per class, and the baseline that needs no model."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -148,14 +149,14 @@ def with_baseline(
         elif task.problem_type == SEVERAL:
             logits = np.where(seen.mean(0) > 0.5, 1, -1).astype(labels.dtype)
         else:
-            logits = np.eye(len(task.labels))[np.bincount(seen).argmax()]
+            logits = np.eye(len(task.labels), dtype=np.float32)[np.bincount(seen).argmax()]
         answers = torch.from_numpy(logits).expand(len(labels), -1)
         found = numbers_in(plain(judge(task, answers, torch.from_numpy(labels))))
         scores |= {f"{metric}{suffix(name)}": value for metric, value in found.items()}
     best = (metric_for_best_model or task.metrics[0]).removeprefix("eval_")
     if best not in (names := scores or ["loss", *task.metrics]):
         stop(f"--metric_for_best_model {best}: must be one of {', '.join(names)}")
-    scores = {name: value for name, value in scores.items() if name not in ("loss", "loss_mm")}
+    scores = {n: value for n, value in scores.items() if n not in ("loss", "loss_mm") and math.isfinite(value)}
     if scores:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         say(f"baseline ({ALWAYS[task.problem_type]}): {shown}")

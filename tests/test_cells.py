@@ -177,3 +177,13 @@ def test_rows_between_two_stray_quotes_are_rows(tmp_path: Path) -> None:
     found, said = read(tmp_path, "text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
     assert found == rows
     assert "2 rows with a quote out of place, read as written" in said
+
+
+@pytest.mark.parametrize(
+    ("cell", "noted"), [("Dear A,\nplease wait,\nthanks", True), ("Dear A,\nthanks", True), ("Dear A\nthanks", False)]
+)
+def test_a_cell_over_several_lines_beside_a_stray_quote(tmp_path: Path, cell: str, noted: bool) -> None:
+    """Lines within quotes whose last cell would be empty are no rows; if they could be, that is told."""
+    rows, said = read(tmp_path, f'text,label\n"{cell}",a\n"big" size,b\n')
+    assert rows == [(cell, "a"), ('"big" size', "b")]
+    assert ("1 row with a quoted cell over several lines that look like rows" in said) == noted

@@ -1,16 +1,19 @@
 """Which columns are guessed to be texts, what is said of it, and what never is one."""
 
 import datetime
+import re
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from accelerate import PartialState
-from conftest import load, sentences, write_csv
+from conftest import load, sentences, usage_error, write_csv
 from datasets import ClassLabel, Dataset, Features, Value
 
 import run_glue_no_trainer as script
 from no_trainer.columns import choose_text_columns, find_text_columns
+from no_trainer.commands import names_in
 
 
 def of(columns: list[str]) -> Dataset:
@@ -199,6 +202,23 @@ def test_a_column_that_nearly_tells_the_label_is_no_text(tmp_path: Path, excepti
     assert load(file)[1].text_columns == read
 
 
+def test_a_text_with_few_values_is_a_text(tmp_path: Path) -> None:
+    """Short commands, with a few wrong labels; nobody needs to name a column that is called text."""
+    commands = ["on", "off", "louder", "quieter"]
+    rows = [[f"user {row} says", commands[row % 4], "ab"[row % 2]] for row in range(80)]
+    rows[0][2] = "b"
+    file = write_csv(tmp_path / "t.csv", ["user", "text", "label"], rows)
+    assert load(file)[1].text_columns == ["user", "text"]
+
+
+def test_the_command_that_reads_one_column_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    PartialState()
+    find_text_columns(of(["what, then", "it's", "label"]))
+    line = capsys.readouterr().out
+    (words,) = re.findall(r"to read one: --text_column_names (.*)", line)
+    assert names_in(*shlex.split(words)) == ["what, then"]
+
+
 def test_a_column_with_a_comma_in_its_name(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """It is chosen, and shown, in double quotes."""
     name = "says, verbatim"
@@ -206,6 +226,9 @@ def test_a_column_with_a_comma_in_its_name(tmp_path: Path, capsys: pytest.Captur
     flags = ["--model_name_or_path", "m", "--train_file", str(file), "--text_column_names"]
     assert script.parse_args([*flags, f'"{name}"']).text_column_names == [name]
     assert script.parse_args([*flags, f'note,"{name}"']).text_column_names == ["note", name]
+    odd = ['"quoted" one', '"5 inch', "two\\nlines", "a"]  # none of them has a comma
+    assert script.parse_args([*flags, ",".join(odd)]).text_column_names == odd
+    assert "takes columns as in a,b" in usage_error(capsys, *flags, "a,,b")
     assert load(file, text_column_names=[name])[1].text_columns == [name]
     with pytest.raises(SystemExit):
         load(file, text_column_names=["says"])

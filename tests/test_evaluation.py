@@ -1,6 +1,7 @@
 """Every row is predicted once, and stands in its place."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,7 +164,9 @@ def two_scores(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def judge(task: Task, logits: torch.Tensor, labels: torch.Tensor) -> dict:
         wrong = (logits.argmax(-1) != labels).float().mean()
-        return usual(task, logits, labels) | {"wrong": wrong, "right": np.float32(1 - wrong)}
+        found = {"wrong": wrong, "right": np.float32(1 - wrong)}
+        baseline = bool((logits.max(-1).values == 1).all())  # for which a score may be undefined
+        return usual(task, logits, labels) | found | ({"undefined": math.nan} if baseline else {})
 
     monkeypatch.setattr(script, "judge", judge)
 
@@ -174,6 +177,7 @@ def test_scores_that_somebody_adds_to_judge(run: Callable, own_files: list, tmp_
     flags = ["--metric_for_best_model", "right", "--load_best_model_at_end", "--do_predict"]
     results = run(*own_files, *flags, "--test_file", own_files[3], "--output_dir", tmp_path)
     assert results["baseline_wrong"] == pytest.approx(1 - results["baseline_accuracy"])
+    assert "baseline_undefined" not in results
     assert results["best_right"] == pytest.approx(results["eval_accuracy"])
     saved = json.loads((tmp_path / "all_results.json").read_text())
     assert saved["eval_right"] == saved["test_right"] == pytest.approx(saved["eval_accuracy"])

@@ -165,13 +165,49 @@ def test_what_a_readme_says_of_its_files_counts(tmp_path: Path, options: str, na
     assert data["text"][:] == [f"t{number}" for number in range(30)]
 
 
-def test_class_names_that_a_readme_gives_are_those_of_the_model(tmp_path: Path) -> None:
-    write_csv(tmp_path / "train.csv", ["text", "label"], [("null", 0), ("007", 1)])
-    features = "  - {name: text, dtype: string}\n  - {name: label, dtype: {class_label: {names: [neg, pos]}}}\n"
-    (tmp_path / "README.md").write_text(f"---\ndataset_info:\n  features:\n{features}---\n")
-    data = read_dataset(str(tmp_path), None)["train"]
-    assert data.features["label"].names == ["neg", "pos"]
-    assert data["text"][:] == ["null", "007"]
+def describe(folder: Path, kind: str) -> None:
+    """Write a README that says what the column `label` is."""
+    features = f"  - {{name: text, dtype: string}}\n  - {{name: label, dtype: {kind}}}\n"
+    (folder / "README.md").write_text(f"---\ndataset_info:\n  features:\n{features}---\n")
+
+
+@pytest.mark.parametrize("labels", [(0, 1), ("neg", "pos"), ("neg", 1)])
+def test_class_names_that_a_readme_gives_are_those_of_the_model(tmp_path: Path, labels: tuple) -> None:
+    write_csv(tmp_path / "train.csv", ["text", "label", "note"], [("null", labels[0], "x"), ("007", labels[1], "y")])
+    write_csv(tmp_path / "test.csv", ["text", "label"], [("null", "")])
+    describe(tmp_path, "{class_label: {names: [neg, pos]}}")
+    data = read_dataset(str(tmp_path), None)
+    assert data["train"].features["label"].names == ["neg", "pos"]
+    assert data["train"]["label"][:] == [0, 1]
+    assert data["train"]["text"][:] == ["null", "007"]
+    assert data["test"]["label"][:] == [-1]
+
+
+def test_whole_numbers_that_a_readme_calls_fractions_are_numbers(tmp_path: Path) -> None:
+    rows = [(f"row {row}", row % 3) for row in range(30)]
+    write_csv(tmp_path / "train.csv", ["text", "label"], rows)
+    describe(tmp_path, "float32")
+    args = script.parse_args(["--model_name_or_path", "m", "--dataset_name", str(tmp_path)])
+    assert load_data(args)[1].values is None
+
+
+def test_a_readme_of_other_labels_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_csv(tmp_path / "train.csv", ["text", "label"], [("x", "neg"), ("y", "neutral")])
+    describe(tmp_path, "{class_label: {names: [neg, pos]}}")
+    with pytest.raises(SystemExit):
+        read_dataset(str(tmp_path), None)
+    assert "column label is not what its README.md says" in capsys.readouterr().err
+
+
+def test_a_folder_is_read_the_same_after_datasets_has_read_it(tmp_path: Path) -> None:
+    """`datasets` alone would join the rows between two quotes, and read 007 as 7."""
+    lines = [f"row {row}\t00{row % 2}" for row in range(20)]
+    lines[5], lines[9] = '"an open quote\t001', 'a closed" one\t001'
+    (tmp_path / "train.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n")
+    before = read_dataset(str(tmp_path), None)["train"][:]
+    datasets.load_dataset(str(tmp_path))
+    assert read_dataset(str(tmp_path), None)["train"][:] == before
+    assert len(before["text"]) == 20
 
 
 def test_files_that_datasets_joins_by_their_names_are_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -189,6 +225,8 @@ def test_files_that_datasets_leaves_out_are_named(tmp_path: Path, capsys: pytest
     """It takes the commonest kind of file only, and files with the name of a split."""
     for name in ("train.csv", "train_more.csv", "notes.csv"):
         write_csv(tmp_path / name, ["text", "label"], [("good", 0), ("bad", 1)])
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / "train.csv").touch()
     (tmp_path / "train_json.jsonl").write_text('{"text": "fine", "label": 0}\n')
     assert len(read_dataset(str(tmp_path), None)["train"]) == 4
     assert f"warning: {tmp_path}: datasets does not read notes.csv, train_json.jsonl\n" in capsys.readouterr().out
@@ -229,3 +267,13 @@ def test_a_tsv_file_in_a_folder_is_read_like_one_that_is_named(tmp_path: Path) -
     named = read_files([str(tmp_path / "d" / "train.tsv")], [])
     assert read_dataset(str(tmp_path / "d"), None)["train"][:] == named[:]
     assert len(named) == 22
+
+
+def test_files_of_another_configuration_are_not_missed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    head = "---\nconfigs:\n"
+    for name in ("default", "extra"):
+        write_csv(tmp_path / f"{name}.csv", ["text", "label"], [("good", 0), ("bad", 1)])
+        head += f"- config_name: {name}\n  data_files: {name}.csv\n"
+    (tmp_path / "README.md").write_text(f"{head}---\n")
+    assert len(read_dataset(str(tmp_path), None)["train"]) == 2
+    assert "does not read" not in capsys.readouterr().out

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from accelerate import PartialState
 from conftest import load, refused, sentences, write_csv
@@ -190,10 +192,16 @@ def test_a_label_of_spaces_is_no_label(tmp_path: Path, blank: str, capsys: pytes
     )
 
 
+def test_large_unsigned_numbers_are_classes(tmp_path: Path) -> None:
+    labels = pa.array([2**63 + 1, 5] * 10, pa.uint64())
+    pq.write_table(pa.table({"text": ["x", "y"] * 10, "label": labels}), tmp_path / "t.parquet")
+    assert load(tmp_path / "t.parquet")[1].values == [5, 2**63 + 1]
+
+
 def test_a_word_for_no_label_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     rows = [(f"row {row}", ["0", "1", "nan"][row % 3]) for row in range(60)]
     load(write_csv(tmp_path / "t.csv", ["text", "label"], rows))
-    assert "warning: 'nan' is a class here; leave out rows without a label" in capsys.readouterr().out
+    assert "warning: among the classes: 'nan'; leave out rows without a label" in capsys.readouterr().out
 
 
 def test_whole_numbers_of_any_size_take_whole_numbers_only(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

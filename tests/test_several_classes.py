@@ -240,11 +240,29 @@ def test_a_trained_model_is_not_evaluated_on_the_other_kind(
     assert f"the labels of the validation data are {said}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("labels", "said"), [(["spam"], "the only class in its lists is 'spam'"), ([], "is empty")])
-def test_one_class_in_all_is_refused(tmp_path: Path, labels: list, said: str, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(("labels", "said"), [(["spam"], "have one class only, 'spam'"), ([], "is empty")])
+def test_one_class_in_all_is_refused(
+    run: Callable, tmp_path: Path, labels: list, said: str, capsys: pytest.CaptureFixture
+) -> None:
     """scikit-learn would score its absence."""
     made = [{"text": text, "label": labels * label} for text, label in sentences(20)]
-    assert said in refused(capsys, write(tmp_path / "t.jsonl", made))
+    with pytest.raises(SystemExit) as exit_:
+        run("--train_file", write(tmp_path / "t.jsonl", made))
+    assert exit_.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_one_class_of_a_models_several_is_enough(run: Callable, files: list, tmp_path: Path) -> None:
+    run(*files, "--max_train_steps", 1, "--output_dir", tmp_path / "out")
+    made = write(tmp_path / "t.jsonl", [{"text": text, "label": ["calm"] * label} for text, label in sentences(20)])
+    flags = ["--model_name_or_path", tmp_path / "out", "--train_file", made]
+    assert set(run(*flags, "--max_train_steps", 1)["eval_per_class"]) == set(WORDS.values())
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_a_blank_word_in_a_list_is_no_class(tmp_path: Path, blank: str, capsys: pytest.CaptureFixture) -> None:
+    made = [{"text": f"row {row}", "label": ["x", "y"] if row else ["x", blank]} for row in range(20)]
+    assert "line 1 (row 1 of the train data) has no label" in refused(capsys, write(tmp_path / "t.jsonl", made))
 
 
 def test_a_saved_model_that_predicts_something_else_is_refused(

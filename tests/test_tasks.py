@@ -507,6 +507,9 @@ def test_the_first_rows_of_sorted_numbers_are_the_lowest(tmp_path: Path, capsys:
     assert "--max_train_samples leaves no row of high numbers in the train data" in capsys.readouterr().out
     load(write_csv(tmp_path / "t.csv", ["text", "label"], rows[::-1]), max_train_samples=20)
     assert "--max_train_samples leaves no row of low numbers in the train data" in capsys.readouterr().out
+    constant = [(text, max(number, 5.5)) for text, number in rows[::-1]]
+    load(write_csv(tmp_path / "t.csv", ["text", "label"], constant), max_train_samples=18)
+    assert "--max_train_samples leaves no row of low numbers in the train data" in capsys.readouterr().out
     load(write_csv(tmp_path / "t.csv", ["text", "label"], rows[::2] + rows[1::2]), max_train_samples=20)
     assert "leaves no row" not in capsys.readouterr().out
 
