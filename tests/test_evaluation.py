@@ -195,3 +195,11 @@ def test_lower_is_better_for_what_the_list_names(
     found = [line["eval_wrong"] for line in log_lines(tmp_path) if "eval_wrong" in line]
     assert len(set(found)) > 1, "or this shows nothing"
     assert results["best_wrong"] == best(found)
+
+
+def test_the_lowest_loss_of_the_second_set_is_the_best(run: Callable, tmp_path: Path) -> None:
+    flags = ["--task_name", "mnli", "--dataset_name", mnli(tmp_path / "glue"), "--learning_rate", 3e-3]
+    flags += ["--metric_for_best_model", "loss_mm", "--num_train_epochs", 4, "--output_dir", tmp_path / "out"]
+    best = run(*flags)["best_loss_mm"]
+    found = [line["eval_loss_mm"] for line in log_lines(tmp_path / "out") if "eval_loss_mm" in line]
+    assert best == min(found) < max(found)

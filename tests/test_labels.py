@@ -132,6 +132,7 @@ WORDS = {"labels": ["Bug", "None"], "words": ["Bug", "None"], "values": ["Bug", 
     [
         (WORDS, Value("string"), [None, None], None, ""),  # no label is not the class None
         (WORDS, Value("string"), ["Bug", None], None, "1 of its 2 rows have no label"),
+        (WORDS, Value("string"), ["Bug", "  "], None, "1 of its 2 rows have no label"),
         (WORDS, Value("string"), ["Bug", "None"], ["Bug", "None"], ""),
         (WORDS, NONE, [-1, -1], None, ""),
         (WORDS, NONE, [0, -1], None, "1 of its 2 rows have no label"),

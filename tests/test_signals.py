@@ -22,9 +22,14 @@ def handlers() -> list:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_after_a_signal(
-    run: Callable, own_files: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    run: Callable,
+    own_files: list,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    capsys: pytest.CaptureFixture,
 ) -> None:
-    """As a notebook has it, where the process lives on."""
+    """As a notebook has it, where the process lives on, and its own command line starts something else."""
     before, save = handlers(), script.log_losses
     monkeypatch.setattr(script, "log_losses", lambda *args: (save(*args), signal.raise_signal(number)))
     with pytest.raises(SystemExit) as exit_:
@@ -32,6 +37,9 @@ def test_after_a_signal(
     assert exit_.value.code == 128 + number
     assert handlers() == before
     assert [path.name for path in checkpoints(tmp_path / "out")] == ["step_3"]
+    command = capsys.readouterr().out.splitlines()[-1]
+    assert command.startswith("python run_glue_no_trainer.py --model_name_or_path ")
+    assert command.endswith(" --resume_from_checkpoint latest")
     monkeypatch.undo()
     run(*own_files, "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "latest")
     assert handlers() == before
