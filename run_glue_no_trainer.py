@@ -65,17 +65,17 @@ def build_parser() -> Parser:
     add("--pad_to_max_length", **SWITCH, help="pad every text to --max_length")
     add("--no_group_by_length", **SWITCH, help="do not batch texts of similar length together")
     add("--learning_rate", type=AMOUNT, default=5e-5, help="peak of the schedule, for AdamW")
-    add("--weight_decay", type=AMOUNT, default=0.0, help="not for biases and normalisation layers")
+    add("--weight_decay", type=AMOUNT, default=0.0, help="weight decay, but not of biases and normalisation layers")
     add("--max_grad_norm", type=AMOUNT, default=1.0, help="clip gradients to this norm; 0: do not clip")
     schedules = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
     add("--lr_scheduler_type", choices=schedules, default="linear", help="shape of the learning-rate schedule")
     one_of = parser.training.add_mutually_exclusive_group().add_argument
-    one_of("--num_warmup_steps", type=COUNT, help="warm-up steps, in which it rises from 0")
+    one_of("--num_warmup_steps", type=COUNT, help="steps in which the learning rate rises from 0")
     one_of("--warmup_ratio", type=number(float, 0, 1), default=0.1, help="the same as a share of all steps")
     add("--load_best_model_at_end", **SWITCH, help="save the best model, not the last")
     add("--metric_for_best_model", metavar="NAME", help="loss or a metric (default: the task's first)")
     add("--early_stopping_patience", type=POSITIVE, help="stop after N evaluations without improvement")
-    add("--mixed_precision", choices=["no", "fp16", "bf16", "fp8"], help="(default: what `accelerate config` says)")
+    add("--mixed_precision", choices=["no", "fp16", "bf16", "fp8"], help="(default: `accelerate launch`'s, or no)")
     add("--seed", type=number(int, 0, 2**31), default=42, help="seed of head, data order and dropout")
     return parser
 
@@ -166,7 +166,7 @@ def load_model(args: argparse.Namespace, task: Task) -> tuple[Model, Tokenizer, 
     for name, parameter in model.named_parameters():
         if task.labels is None and name in new and parameter.shape == (1,):
             torch.nn.init.constant_(parameter, task.mean)  # a new regression head starts at the mean label
-    # the head of an encoder-decoder reads the last end token, so that none may be cut off
+    # the head of an encoder-decoder needs as many end tokens in each row: they are no separators
     own = None if config.is_encoder_decoder else tokenizer.sep_token or tokenizer.eos_token
     task = replace(task, max_length=fit_length(task.max_length, model), separator=own or task.separator)
     # read again when the saved model evaluates or predicts
@@ -240,7 +240,7 @@ def main(args: argparse.Namespace | None = None) -> dict[str, Any]:
     eval_loaders = make_eval_loaders(accelerator, eval_data, collate, workers, eval_size)
     test_loaders = make_eval_loaders(accelerator, test_data, collate, workers, eval_size)
 
-    # Schedule of the prepared optimizer. Not prepared itself: it would step once per process
+    # Schedule. It does not go through `prepare`, which would make it step once per process
     warmup_steps, planned_steps = plan_schedule(args, max_steps)
     lr_scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, planned_steps)
     accelerator.register_for_checkpointing(lr_scheduler)

@@ -23,7 +23,7 @@ from no_trainer.files import no_cache
 from no_trainer.glue import ROW, Task
 from no_trainer.graphs import compiler_records
 from no_trainer.labels import numbers
-from no_trainer.models import longest_text
+from no_trainer.models import length_limit
 
 
 def tokenize(
@@ -170,7 +170,7 @@ def make_collate(
         multiple = 16 if compiler.dynamic else 32  # each length is recorded or compiled by itself
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     mask = "attention_mask" in tokenizer.model_input_names
-    return Collate(fill, max_length, multiple, longest_text(model), tokenizer.padding_side == "left", mask)
+    return Collate(fill, max_length, multiple, length_limit(model), tokenizer.padding_side == "left", mask)
 
 
 def make_loader(accelerator: Accelerator, data: Dataset, collate: Callable, workers: int, **how: Any) -> DataLoader:

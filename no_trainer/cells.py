@@ -242,7 +242,7 @@ def name_columns(
             continue
         if not name and number:
             line, cell = begins[filled], column[filled].as_py()
-            stop(f"{file}: the header has a column without a name; line {line} has {cell!r} there")
+            stop(f"{file}: the header has a column without a name; line {line} has {cell!r} there; name it")
         name = name or "Unnamed: 0"  # pandas' name for an index column that it writes without one
         if name in named:
             stop(f"{file}: the header has two columns {name!r}")

@@ -151,7 +151,7 @@ def find_checkpoint(args: argparse.Namespace) -> Path | None:
             return checkpoint
         say(f"warning: {checkpoint} is damaged: {wrong}; the one before is tried")
     if found:
-        stop(f"--resume_from_checkpoint latest: every checkpoint in {args.output_dir} is damaged")
+        stop(f"--resume_from_checkpoint latest: every checkpoint in {args.output_dir} is damaged; start a new run")
     return None
 
 

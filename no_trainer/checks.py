@@ -92,13 +92,13 @@ def check_arguments(args: argparse.Namespace, argv: Sequence[str]) -> argparse.N
     if args.do_predict and not (source or args.test_file):
         stop("--do_predict needs a --test_file")
     if args.test_file and not args.do_predict:
-        stop("--test_file is for --do_predict, which is not given")
+        stop("--test_file needs --do_predict: add it")
     if args.text_column_names:
         columns = names_in(",".join(args.text_column_names))
         if len(set(columns) - {""}) != len(columns):
             stop(f"--text_column_names {','.join(columns)}: takes columns as in a,b, each once")
         if args.label_column_name and "label" in columns:
-            stop("--text_column_names: rename the column 'label', which does not have the labels here")
+            stop("--text_column_names: rename the column 'label': --label_column_name names another one of labels")
         if (label := args.label_column_name or "label") in columns:
             stop(f"--text_column_names: {label} is the column of the labels")
         args.text_column_names = columns
@@ -200,7 +200,7 @@ def check_output_dir(folder: Path, args: argparse.Namespace) -> None:
         if len(folder.parts) > 500:
             stop(f"--output_dir {str(folder)[:50]}...: {len(folder.parts)} folders inside one another are too many")
         if os.path.lexists(folder) and not os.path.exists(folder):
-            stop(f"--output_dir {folder} is a broken link")
+            stop(f"--output_dir {folder} is a broken link; remove it, or name another folder")
         os.lstat(folder)
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
@@ -215,7 +215,7 @@ def check_output_dir(folder: Path, args: argparse.Namespace) -> None:
         stop(IN_USE.format(folder=folder))
     resume = args.resume_from_checkpoint
     if resume and resume != "latest" and not os.path.isfile(Path(resume) / "progress.json"):
-        stop(f"--resume_from_checkpoint {resume} is not a checkpoint of this script")
+        stop(f"--resume_from_checkpoint {resume} is not a checkpoint of this script; give step_N, epoch_N or latest")
     check_contents(folder, args)
 
 

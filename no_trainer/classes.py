@@ -27,7 +27,7 @@ def find_classes(data: Dataset, told: bool = False) -> tuple[list[Any] | None, l
     found = [] if is_list(feature) else data.unique("label")
     if len(found) == 1:
         only = feature.names[found[0]] if isinstance(feature, ClassLabel) else str(found[0])
-        stop(f"the training data has only one class, {only!r}; there must be two")
+        stop(f"the training data has only one class, {only!r}; is it another column? --label_column_name names it")
     if isinstance(feature, ClassLabel):
         return list(range(len(feature.names))), list(feature.names)
     labels = data["label"][:]

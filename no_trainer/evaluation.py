@@ -13,7 +13,7 @@ from no_trainer.checkpoints import leave
 from no_trainer.launch import progress_bar
 from no_trainer.messages import stop
 from no_trainer.metrics import numbers_in, plain
-from no_trainer.review import fit
+from no_trainer.review import wrap
 from no_trainer.run import Run
 
 # on the CPU: float32 logits [rows, classes]; class ids [rows], numbers [rows] or 0 and 1 [rows, classes], or None
@@ -65,4 +65,4 @@ def score_line(results: dict[str, Any]) -> str:
     place = f"epoch {round(results['epoch'], 2):g}, step {results['step']}: "
     words[0] = place + words[0]
     # only a terminal needs it wrapped
-    return fit(words, shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000, 4)
+    return wrap(words, shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000, 4)

@@ -24,7 +24,7 @@ def make_repository(args: argparse.Namespace) -> str:
     try:
         return huggingface_hub.create_repo(name, **options).repo_id
     except (huggingface_hub.errors.HTTPError, OSError, ValueError) as error:
-        stop(f"--push_to_hub: {name} could not be made: {error}")
+        stop(f"--push_to_hub: the repository {name} could not be made: {error}")
 
 
 def upload(run: Run, message: str) -> None:

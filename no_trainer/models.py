@@ -174,7 +174,7 @@ def position_tables(model: torch.nn.Module) -> list[torch.nn.Embedding]:
     return [table for table in tables if isinstance(table, torch.nn.Embedding)]
 
 
-def longest_text(model: torch.nn.Module) -> float:
+def length_limit(model: torch.nn.Module) -> float:
     """The number of tokens that the model can read; infinity if it has no limit."""
     config, limits = getattr(model, "config", None), [math.inf]
     for table in position_tables(model):
@@ -191,7 +191,7 @@ def longest_text(model: torch.nn.Module) -> float:
 
 def fit_length(max_length: int, model: torch.nn.Module) -> int:
     """How many tokens of a text are read: `max_length`, or the model's limit if that is less."""
-    if max_length > (limit := longest_text(model)):
+    if max_length > (limit := length_limit(model)):
         say(f"warning: --max_length {max_length} is more than the model can read; it is lowered to {limit}")
     return min(max_length, limit)
 

@@ -11,7 +11,7 @@ from no_trainer.glue import NUMBER, SEVERAL, Task, is_test
 from no_trainer.labels import numbers
 from no_trainer.launch import say
 from no_trainer.messages import many, show
-from no_trainer.models import longest_text
+from no_trainer.models import length_limit
 
 
 def review(
@@ -21,7 +21,7 @@ def review(
     table = describe(data, task)
     say(table)
     warn_of_texts(splits, task)
-    warn_of_length(data, task, longest_text(model))
+    warn_of_length(data, task, length_limit(model))
     warn_of_precision(data, task, precision)
     return table
 
@@ -33,7 +33,7 @@ def describe(data: dict[str, Dataset], task: Task) -> str:
     classes = []
     for name, split in data.items():
         shares = describe_labels(split, task)
-        classes.append(fit([f"{name:{width}}{shares[0]}", *shares[1:]], 80, width))
+        classes.append(wrap([f"{name:{width}}{shares[0]}", *shares[1:]], 80, width))
         tokens = numbers(split, "length")
         middle, high = np.percentile(tokens, [50, 95])
         cut = int((tokens > task.max_length).sum())
@@ -57,7 +57,7 @@ def describe_labels(split: Dataset, task: Task) -> list[str]:
     return shares + [f"and {len(counts) - 5} more"] * (len(counts) > 5)
 
 
-def fit(parts: Sequence[str], columns: int, indent: int) -> str:
+def wrap(parts: Sequence[str], columns: int, indent: int) -> str:
     """The parts joined by commas, in lines of at most `columns` that break between parts only."""
     whole = ", ".join(part.replace(" ", "\0") for part in parts)
     lines = textwrap.fill(whole, columns, subsequent_indent=" " * indent, break_long_words=False)

@@ -102,7 +102,7 @@ def read_splits(args: argparse.Namespace, memory: dict[str, Any]) -> dict[str, D
     if "train" not in splits and (trains(args) or not splits):
         stop(f"--dataset_name {source} has no split `train`; give its files with --train_file")
     if args.do_predict and not any(is_test(name) for name in splits):
-        stop(f"--do_predict: {source} has no split `test`")
+        stop(f"--do_predict: {source} has no split `test`; leave --do_predict out, or give a --test_file")
     return splits
 
 
@@ -172,7 +172,7 @@ def find_task(
         feature = train.features["label"]
         kind = SEVERAL if is_list(feature) else ONE
         if config and config.problem_type in (ONE, SEVERAL) and config.problem_type != kind:
-            stop(f"the labels are those of a {kind}, but the model was trained for {config.problem_type}")
+            stop(f"the labels are for {kind}, but the model was trained for {config.problem_type}; give another model")
         known = CLASSES.get(args.task_name, [])
         if known and values == list(range(len(known))) and inner(feature).dtype.startswith("int"):
             labels = labels if isinstance(feature, ClassLabel) else known

@@ -86,7 +86,7 @@ def test_the_command_line_wins_over_the_config_file(tmp_path: Path) -> None:
         ("seed: [1, 2]", "seed takes one value"),
         ("- 1", "learning_rate: 5e-5"),
         ("a: b: c", "mapping values"),
-        ("lr: 1", "there is no flag 'lr'; use --learning_rate"),
+        ("lr: 1", "there is no flag 'lr'; here: --learning_rate"),
         ("seed: x", "--seed: takes a whole number, not 'x'"),
     ],
 )

@@ -116,7 +116,7 @@ WRONG: dict[str, tuple[Callable[[Path], list], str]] = {
     ),
     "no data": (lambda _: [], "--train_file"),
     "a flag misspelt": (with_flags("--learning_rte", 1), "did you mean --learning_rate?"),
-    "a flag of other scripts": (with_flags("--fp16"), "--fp16; use --mixed_precision fp16"),
+    "a flag of other scripts": (with_flags("--fp16"), "--fp16; here: --mixed_precision fp16"),
     "a flag unknown": (with_flags("--wings"), "unrecognized arguments: --wings"),
     "a flag cut short": (with_flags("--learning", 1), "--learning"),
     "a value missing": (with_flags("--seed"), "--seed"),

@@ -249,7 +249,7 @@ def test_a_token_that_the_hub_does_not_know_is_an_error_before_training(
     ended = push(hub, tiny_model, *own_files, "--output_dir", tmp_path / "out", "--hub_token", "hf_of_somebody_else")
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
-    assert "error: --push_to_hub: out could not be made: " in line
+    assert "error: --push_to_hub: the repository out could not be made: " in line
     assert "401" in line
     assert "step 4" not in ended.stdout
     assert not (tmp_path / "out").exists()
@@ -264,6 +264,6 @@ def test_a_repository_that_cannot_be_made(
         run(*own_files, "--output_dir", tmp_path / "out", "--push_to_hub", "--hub_model_id", name)
     assert exit_.value.code == 2
     said = capsys.readouterr().err
-    assert f"error: --push_to_hub: {name} could not be made: " in said
+    assert f"error: --push_to_hub: the repository {name} could not be made: " in said
     assert why in said
     assert not (tmp_path / "out").exists()

@@ -490,7 +490,7 @@ def test_a_model_of_another_kind_is_not_evaluated_by_the_kind_of_the_files(
     (trained / "config.json").write_text(json.dumps(config))
     with pytest.raises(SystemExit):
         run(*own_files, "--model_name_or_path", trained, "--num_train_epochs", 0)
-    said = "the labels are those of a single_label_classification, but the model was trained for multi_label"
+    said = "the labels are for single_label_classification, but the model was trained for multi_label"
     assert said in capsys.readouterr().err
 
 
