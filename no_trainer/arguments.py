@@ -136,7 +136,7 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
     add("--validation_file", **files, help="same columns (default: 10 %% of the training rows)")
     add("--test_file", **files, help="rows to predict with --do_predict; `label` is not needed")
     add("--do_predict", **SWITCH, help="predict --test_file or the data set's test split")
-    add("--text_column_names", **names, help="columns to read (default: the model's, sentence1,sentence2, or a guess)")
+    add("--text_column_names", **names, help="columns to read (default: the model's, text, or a guess)")
     add("--label_column_name", **name, help="column with the labels (default: the model's, or label)")
     add("--do_regression", **SWITCH, help="predict numbers, although the labels are whole numbers")
     add("--max_train_samples", type=POSITIVE, help="train on the first N rows only")

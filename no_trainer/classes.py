@@ -15,7 +15,8 @@ from no_trainer.labels import NUMBERS, is_list
 from no_trainer.launch import say
 from no_trainer.messages import some, stop
 
-MISSING = ("nan", "null", "n/a", "<na>", "#n/a", "nat")  # what programs write for no value
+# what programs and people write for no value
+MISSING = ("nan", "NaN", "NAN", "null", "NULL", "n/a", "N/A", "#N/A", "<NA>", "NA", "NaT", "None", "-", "?")
 
 
 def find_classes(data: Dataset, told: bool = False) -> tuple[list[Any] | None, list[str] | None]:
@@ -35,6 +36,8 @@ def find_classes(data: Dataset, told: bool = False) -> tuple[list[Any] | None, l
         labels = [value for row in labels for value in row]
         if not labels:
             stop("the training data has no class at all: every list of labels is empty")
+        if all(len(row) == 1 for row in data["label"][:]):
+            say("warning: every row has a list of one class; to predict exactly one for each row, write no lists")
     elif feature.dtype.startswith("float"):
         if not told:
             warn_of_numbers(found)
@@ -46,7 +49,7 @@ def find_classes(data: Dataset, told: bool = False) -> tuple[list[Any] | None, l
 
 def warn_of_numbers(found: list[float]) -> None:
     """Warn that labels with a decimal point are numbers to predict, if they look like classes."""
-    if len(found) < 10 and all(float(value).is_integer() for value in found):
+    if len(found) <= 11 and all(float(value).is_integer() for value in found):
         written = some(map(str, sorted(found)))
         say(
             f"warning: the labels {written} have a decimal point, so they are numbers to predict; "
@@ -65,13 +68,15 @@ def warn_of_labels(counts: Counter[str]) -> None:
             same = " and ".join(names)
             say(f"warning: the labels {same} differ only in capitals or spaces, or in how they are encoded")
     joined = (label for label in counts if "|" in label and counts.keys() & set(label.split("|")))
-    listed = (label for label in counts if re.fullmatch(r"\[.*\]", label.strip()))
-    if example := next(joined, None) or next(listed, None):
+    parts = ((label, [part.strip() for part in re.split("[,;#/]", label)]) for label in counts)
+    several = (label for label, words in parts if len(words) > 1 and counts.keys() >= set(words))
+    listed = (label for label in counts if re.fullmatch(r"\[.*\]|\{.*\}", label.strip()))
+    if example := next(joined, None) or next(several, None) or next(listed, None):
         say(f"warning: {example!r} is one class here; a row with several takes a list of them, in JSON or parquet")
     number = re.compile(NUMBERS["float64"])
     odd = sorted(repr(label) for label in counts if not number.fullmatch(label.strip()))
-    marked = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?|-?\d+(\.\d+)?\s*%")
-    example = next((label for label in counts if marked.fullmatch(label.strip())), None)
+    marked = re.compile(r"([$€£¥]\s?)?-?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?(\s*[%$€£¥])?")
+    example = next((label for label in counts if not number.fullmatch(label.strip())), None)
     if example and all(marked.fullmatch(word) or number.fullmatch(word) for word in map(str.strip, counts)):
         say(f"warning: labels such as {example!r} are classes; to predict numbers, write 1200 or 0.15")
     elif all(re.fullmatch(r"-?\d+,\d+", label) for label in counts):
@@ -80,7 +85,8 @@ def warn_of_labels(counts: Counter[str]) -> None:
         say("warning: whole numbers are classes; --do_regression predicts them as numbers")
     elif 0 < len(odd) * 4 < len(counts):
         say(f"warning: most labels are numbers; because of {some(odd)}, all are classes")
-    if absent := sorted(label for label in counts if label.strip().lower() in MISSING):
+    unknown = {"-1"} if {"-1", "0"} <= counts.keys() else set()
+    if absent := sorted(label for label in counts if label.strip() in MISSING or label in unknown):
         say(f"warning: among the classes: {some(map(repr, absent))}; leave out rows without a label")
     if rare := sorted(label for label in counts if counts[label] < 10):
         listed = some(rare)

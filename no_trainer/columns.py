@@ -2,7 +2,9 @@
 
 import argparse
 import re
+import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,9 @@ from no_trainer.glue import GLUE, is_test
 from no_trainer.launch import say
 from no_trainer.messages import stop, suggestion
 
-PAIRS = [{"sentence1", "sentence2"}, {"premise", "hypothesis"}]
-PAIRS += [{"question", "answer"}, {"text", "text_pair"}]
-TEXTS = {"text", "sentence", *set.union(*PAIRS)}  # texts also if they look like codes
+PAIRS = [("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text", "text_pair")]
+PAIRS += [("question", other) for other in ("answer", "passage", "context")]
+NAMES = [*PAIRS, ("text",), ("sentence",)]  # read if they are there, the first that fit
 ROW_NUMBERS = ("id", "idx", "index", "guid", "uuid")
 ROW_NUMBERS += ("__index_level_0__", "unnamed: 0")  # written by pandas
 CODES = (  # cells that are not text
@@ -74,42 +76,63 @@ def check_columns(data: Dataset, name: str, wanted: list[str], label: str, args:
         flag = "label_column_name" if missing[0] == label else "text_column_names"
         hint = suggestion(missing[0], data.column_names)
         other = f"{hint}; choose another with --{flag}" * (not args.task_name)
-        header = ", as the first line says" * bool(getattr(args, f"{name}_file", None))
+        of_table = any(file.lower().endswith((".csv", ".tsv")) for file in getattr(args, f"{name}_file", None) or [])
+        header = " (if these are the cells of a row, give the file a first line with names)" * of_table
+        if "," in missing[0] and missing[0] == label:
+            stop("--label_column_name takes one column; for several classes a row, it has lists of their names")
         columns = f"its columns are {listed(data.column_names)}{header}"
         stop(f"the {name} data has no column {missing[0]!r}; {columns}{other}")
 
 
 def find_text_columns(data: Dataset, label: str = "label") -> list[str]:
-    """The first one or two text columns, without the label and columns that give it away."""
-    names = [name for name in data.column_names if name != label]
-    if {"sentence1", "sentence2"} <= set(names):
-        return ["sentence1", "sentence2"]
-    named = [n for n in names if n.lower() not in ROW_NUMBERS and "label" not in n.lower()]
+    """The text columns by their names or, if none is known, the first one or two that look like texts.
+
+    These are columns of sentences, if any, that neither are the same in all rows nor give the label away.
+    """
+    features = data.features  # once: it is copied at each look
+    strings = {name.lower(): name for name in data.column_names if name != label and is_string(features[name])}
+    for known in NAMES:
+        if strings.keys() >= set(known):
+            found = [strings[name] for name in known]
+            tell_others(found, strings.values())
+            return found
+    named = [n for n in data.column_names if n != label and n.lower() not in ROW_NUMBERS and "label" not in n.lower()]
     if not named:
         stop(f"the data has no text column besides {label!r}; name one with --text_column_names")
     # from the whole file, which may be sorted by label, and not at equal distances: labels may alternate
     rows = np.sort(np.random.default_rng(0).permutation(len(data))[:SAMPLE])
     sample = data.select(rows).with_format("arrow")[:]
-    features = data.features  # once: it is copied at each look
-    strings = [name for name in named if is_string(features[name])]
-    texts = {name: [cell or "" for cell in sample.column(name).to_pylist()] for name in strings}
+    texts = {name: sample.column(name).to_pylist() for name in strings.values() if name in named}
+    texts = {name: [cell or "" for cell in cells] for name, cells in texts.items()}
     texts = {name: cells for name, cells in texts.items() if any(map(str.strip, cells))} or texts
-    texts = {n: cells for n, cells in texts.items() if n.lower() in TEXTS or not is_code(cells)} or texts
+    texts = {name: cells for name, cells in texts.items() if not is_code(cells)} or texts
+    texts = {name: cells for name, cells in texts.items() if len(set(cells)) > 1} or texts
+    texts = {name: cells for name, cells in texts.items() if is_sentence(cells)} or texts
+    telling = []
     if len(texts) > 1 and label in data.column_names:
         answers = list(map(str, sample.column(label).to_pylist()))
-        telling = [name for name, cells in texts.items() if gives_away(cells, answers, exact=name.lower() in TEXTS)]
-        if 0 < len(telling) < len(texts):
-            say(f"not read, since the label can be told from them: {', '.join(telling)}")
-            texts = {name: cells for name, cells in texts.items() if name not in telling}
-    found = list(texts or named)[:2]
-    if len(found) == 2 and set(map(str.lower, found)) not in PAIRS:
-        others = [name for name in names if name not in found]
+        telling = [name for name, cells in texts.items() if gives_away(cells, answers)]
+        telling = [] if len(telling) == len(texts) else telling
+    if telling:
+        say(f"not read, since the label can be told from them: {', '.join(telling)}")
+    found = [name for name in texts or named if name not in telling][:2]
+    if len(found) == 2:
+        others = [name for name in data.column_names if name not in (*found, label)]
         rest = f" (not {', '.join(others)})" if others else ""
         say(
             f"warning: two columns are read, as a pair of texts: {found[0]} and {found[1]}{rest}; "
             f"to read one: --text_column_names {quote(listed(found[:1]))}"
         )
+    else:
+        tell_others(found, [name for name in strings.values() if name not in telling])
     return found
+
+
+def tell_others(found: list[str], others: Iterable[str]) -> None:
+    """Say from which columns the text is read, if there are others besides row numbers."""
+    others = [name for name in others if name not in found and name.lower() not in ROW_NUMBERS]
+    if others:
+        say(f"the text is read from {listed(found)}, not from {listed(others)}; --text_column_names names others")
 
 
 def is_string(feature: Any) -> bool:
@@ -118,22 +141,29 @@ def is_string(feature: Any) -> bool:
 
 
 def is_code(cells: list[str]) -> bool:
-    """Whether all filled cells are numbers, all dates, or all addresses, paths or keys."""
+    """Whether nearly all filled cells are numbers, or dates, or addresses, paths and keys."""
     filled = [cell.strip() for cell in cells if cell.strip()]
     forms = [re.compile(form, re.IGNORECASE) for form in CODES]
-    return any(filled and all(map(form.fullmatch, filled)) for form in forms)
+    return any(sum(map(bool, map(form.fullmatch, filled))) > 0.95 * len(filled) for form in forms)
 
 
-def gives_away(cells: list[str], answers: list[str], exact: bool = False) -> bool:
+def is_sentence(cells: list[str]) -> bool:
+    """Whether half of the filled cells have four words, or four letters of a script that has no spaces, or more."""
+    filled = [cell for cell in cells if cell.strip()]
+    letters = [sum(unicodedata.category(letter) == "Lo" for letter in cell[:100]) for cell in filled]
+    return bool(filled) and np.median(np.maximum([len(cell.split()) for cell in filled], letters)) >= 4
+
+
+def gives_away(cells: list[str], answers: list[str]) -> bool:
     """Whether the column determines the label, or nearly: it has few values, and with the commonest label of each,
-    there is at most a tenth of the mistakes that the commonest label of all makes; none if `exact`.
+    there is at most a tenth of the mistakes that the commonest label of all makes.
     """
     of_value: dict[str, Counter[str]] = {}
     for cell, answer in zip(cells, answers, strict=True):
         of_value.setdefault(cell, Counter())[answer] += 1
     mistakes = [found.total() - max(found.values()) for found in (Counter(answers), *of_value.values())]
     few = len(of_value) <= max(2, len(cells) // 4)
-    return few and mistakes[0] > 0 and sum(mistakes[1:]) <= (0 if exact else mistakes[0] / 10)
+    return few and mistakes[0] > 0 and sum(mistakes[1:]) <= mistakes[0] / 10
 
 
 def count_empty(data: Dataset, column: str) -> int:

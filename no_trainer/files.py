@@ -80,7 +80,7 @@ def described(data: Dataset, features: dict[str, Any], source: str) -> Dataset:
         if name not in data.column_names or not (is_number or isinstance(feature, ClassLabel)):
             continue
         cells, named = data[name][:], getattr(feature, "names", [])
-        known = {str(number): number for number in range(len(named))} | {word: n for n, word in enumerate(named)}
+        known = {str(number): number for number in range(-1, len(named))} | {word: n for n, word in enumerate(named)}
         try:
             if is_number:
                 values = [None if cell in (None, "") else float(cell) for cell in cells]

@@ -88,7 +88,7 @@ def second_class(task: Task) -> int:
     names = task.values
     if task.metrics == METRICS["two classes"]:
         names = [str(word) for word in task.words or task.labels]
-        if all(re.fullmatch(NUMBERS["float64"], name) for name in names):
+        if all(re.fullmatch(NUMBERS["float64"], name.removeprefix("+")) for name in names):
             names = [float(name) for name in names]
     return names.index(sorted(names)[1])
 

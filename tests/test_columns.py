@@ -37,8 +37,12 @@ def of(columns: list[str]) -> Dataset:
     ],
 )
 def test_the_columns_of_text(columns: list[str], read: list[str], capsys: pytest.CaptureFixture) -> None:
+    PartialState()
     assert find_text_columns(of(columns)) == read
-    assert not capsys.readouterr().out
+    usual = [*read, "label", "id", "Index", "Unnamed: 0", "__index_level_0__"]
+    others = ", ".join(name for name in columns if name not in usual)
+    said = f"the text is read from {', '.join(read)}, not from {others}; --text_column_names names others\n"
+    assert capsys.readouterr().out == (said if others else "")
 
 
 def test_two_guessed_columns_are_told_with_what_is_left(capsys: pytest.CaptureFixture) -> None:
@@ -105,13 +109,14 @@ def test_columns_of_other_types_are_no_text(tmp_path: Path) -> None:
 
 
 def test_a_column_that_the_label_can_be_told_from_is_no_text(tmp_path: Path) -> None:
-    """`category` has one label for each of its few values; `author`, in which both occur, may be read."""
+    """`kind` has one label for each of its few values; where both labels occur with each, it may be read."""
     texts = sentences(60)
-    names = {0: ["complaint", "refund"], 1: ["praise", "thanks"]}
-    rows = [[text, names[label][row % 2], "ab"[label]] for row, (text, label) in enumerate(texts)]
-    assert load(write_csv(tmp_path / "t.csv", ["text", "category", "label"], rows))[1].text_columns == ["text"]
-    rows = [[text, ("Ann", "Bob")[row % 2], "ab"[label]] for row, (text, label) in enumerate(texts)]
-    assert load(write_csv(tmp_path / "t.csv", ["text", "author", "label"], rows))[1].text_columns == ["text", "author"]
+    names = {0: ["it is a complaint", "it asks for money"], 1: ["it is all praise", "it says its thanks"]}
+    rows = [[names[label][row % 2], text, "ab"[label]] for row, (text, label) in enumerate(texts)]
+    header = ["kind", "review", "label"]
+    assert load(write_csv(tmp_path / "t.csv", header, rows))[1].text_columns == ["review"]
+    rows = [[names[row % 2][row // 2 % 2], text, "ab"[label]] for row, (text, label) in enumerate(texts)]
+    assert load(write_csv(tmp_path / "t.csv", header, rows))[1].text_columns == ["kind", "review"]
 
 
 @pytest.mark.parametrize(
@@ -152,15 +157,46 @@ def test_columns_without_a_filled_cell_are_no_texts() -> None:
 @pytest.mark.parametrize(
     "texts", [["play music", "stop", "louder"], [f"https://example.org/{row}" for row in range(40)]]
 )
-def test_a_column_called_text_is_read_or_named(tmp_path: Path, texts: list, capsys: pytest.CaptureFixture) -> None:
-    """Addresses are read; few texts, each with one label, give it away."""
+def test_a_column_called_text_is_read(tmp_path: Path, texts: list, capsys: pytest.CaptureFixture) -> None:
+    """Even if it has addresses, or few texts, each with one label."""
     PartialState()
     users = [f"user {'abcde'[row % 5]}{'fghijklm'[row % 8]}" for row in range(40)]
     rows = [[texts[row % len(texts)], users[row], "abc"[row % len(texts) % 3]] for row in range(40)]
     file = write_csv(tmp_path / "t.csv", ["text", "user", "label"], rows)
-    read = load(file)[1].text_columns[0]
-    said = "not read, since the label can be told from them: text\n" in capsys.readouterr().out
-    assert (read, said) == (("user", True) if texts[0] == "play music" else ("text", False))
+    assert load(file)[1].text_columns == ["text"]
+    assert "the text is read from text, not from user; --text_column_names names others" in capsys.readouterr().out
+
+
+REASONS = ["late flight", "lost bag", "bad service", ""]
+SAID = [f"{text} said somebody" for text, _ in sentences(60)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "read"),
+    [
+        ({"reason": REASONS, "airline": ["Delta", "United"], "text": SAID}, ["text"]),
+        ({"keyword": ["fire", "flood", ""], "location": ["New York", "Rome"], "tweet": SAID}, ["tweet"]),
+        ({"locale": ["en-US"], "partition": ["train"], "utt": SAID}, ["utt"]),
+        ({"user": ["ABXLMWJIXXAIN", "A3SGXH7AUHU8GW"], "name": ["Ann Lee", "Bo"], "Review": SAID}, ["Review"]),
+        ({"topic": ["art", "war"], "question": SAID, "answer": SAID}, ["question", "answer"]),
+        ({"question": SAID, "title": ["Rome", "War and Peace"], "passage": SAID}, ["question", "passage"]),
+        (
+            {"genre": ["fiction"], "premise": SAID, "premise_parse": SAID, "hypothesis": SAID},
+            ["premise", "hypothesis"],
+        ),
+        ({"title": SAID, "body": SAID[::-1], "author": ["Ann", "Bob"]}, ["title", "body"]),
+        ({"作者": ["张", "李"], "内容": ["这部电影非常好看", "我不喜欢这个服务"]}, ["内容"]),
+        ({"command": ["turn on", "stop it", "louder now"], "room": ["kitchen", "hall"]}, ["command", "room"]),
+    ],
+)
+def test_columns_of_names_and_kinds_are_no_texts(columns: dict, read: list, capsys: pytest.CaptureFixture) -> None:
+    """Beside sentences; a constant says nothing. What is read instead of what is told."""
+    PartialState()
+    cells = {name: [values[row * 7 % len(values)] for row in range(60)] for name, values in columns.items()}
+    labels = ["ab"[row % 5 % 2] for row in range(60)]
+    assert find_text_columns(Dataset.from_dict(cells | {"label": labels})) == read
+    others = [name for name in columns if name not in read]
+    assert all(name in capsys.readouterr().out for name in others[:1])
 
 
 def test_a_sorted_file_does_not_look_as_if_every_column_told_the_label(tmp_path: Path) -> None:
@@ -192,13 +228,14 @@ def test_a_single_label_is_told_by_no_column() -> None:
     assert find_text_columns(Dataset.from_dict(columns)) == ["message", "user"]
 
 
-@pytest.mark.parametrize(("exceptions", "read"), [(0, ["text"]), (2, ["text"]), (12, ["kind", "text"])])
+@pytest.mark.parametrize(("exceptions", "read"), [(0, ["review"]), (2, ["review"]), (12, ["kind", "review"])])
 def test_a_column_that_nearly_tells_the_label_is_no_text(tmp_path: Path, exceptions: int, read: list[str]) -> None:
     """With a tenth of the mistakes that the commonest label makes, or fewer."""
-    rows = [["xy"[label], text, "ab"[label]] for text, label in sentences(60)]
+    kinds = ["a kind of complaint", "a kind of praise"]
+    rows = [[kinds[label], text, "ab"[label]] for text, label in sentences(60)]
     for row in rows[:exceptions]:
-        row[0] = {"x": "y", "y": "x"}[row[0]]
-    file = write_csv(tmp_path / "t.csv", ["kind", "text", "label"], rows)
+        row[0] = kinds[1 - kinds.index(row[0])]
+    file = write_csv(tmp_path / "t.csv", ["kind", "review", "label"], rows)
     assert load(file)[1].text_columns == read
 
 
@@ -208,7 +245,7 @@ def test_a_text_with_few_values_is_a_text(tmp_path: Path) -> None:
     rows = [[f"user {row} says", commands[row % 4], "ab"[row % 2]] for row in range(80)]
     rows[0][2] = "b"
     file = write_csv(tmp_path / "t.csv", ["user", "text", "label"], rows)
-    assert load(file)[1].text_columns == ["user", "text"]
+    assert load(file)[1].text_columns == ["text"]
 
 
 def test_the_command_that_reads_one_column_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -232,4 +269,4 @@ def test_a_column_with_a_comma_in_its_name(tmp_path: Path, capsys: pytest.Captur
     assert load(file, text_column_names=[name])[1].text_columns == [name]
     with pytest.raises(SystemExit):
         load(file, text_column_names=["says"])
-    assert f'its columns are "{name}", note, label, as the first line says' in capsys.readouterr().err
+    assert f'its columns are "{name}", note, label (if these are the cells of a row' in capsys.readouterr().err

@@ -174,13 +174,13 @@ def describe(folder: Path, kind: str) -> None:
 @pytest.mark.parametrize("labels", [(0, 1), ("neg", "pos"), ("neg", 1)])
 def test_class_names_that_a_readme_gives_are_those_of_the_model(tmp_path: Path, labels: tuple) -> None:
     write_csv(tmp_path / "train.csv", ["text", "label", "note"], [("null", labels[0], "x"), ("007", labels[1], "y")])
-    write_csv(tmp_path / "test.csv", ["text", "label"], [("null", "")])
+    write_csv(tmp_path / "test.csv", ["text", "label"], [("null", ""), ("x", -1)])
     describe(tmp_path, "{class_label: {names: [neg, pos]}}")
     data = read_dataset(str(tmp_path), None)
     assert data["train"].features["label"].names == ["neg", "pos"]
     assert data["train"]["label"][:] == [0, 1]
     assert data["train"]["text"][:] == ["null", "007"]
-    assert data["test"]["label"][:] == [-1]
+    assert data["test"]["label"][:] == [-1, -1]
 
 
 def test_whole_numbers_that_a_readme_calls_fractions_are_numbers(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from no_trainer.classes import warn_of_labels
 from no_trainer.glue import Task
 from no_trainer.labels import keep_answers
+from no_trainer.metrics import second_class
 
 
 @pytest.mark.parametrize(
@@ -199,10 +200,68 @@ def test_large_unsigned_numbers_are_classes(tmp_path: Path) -> None:
     assert load(tmp_path / "t.parquet")[1].values == [5, 2**63 + 1]
 
 
-def test_a_word_for_no_label_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    rows = [(f"row {row}", ["0", "1", "nan"][row % 3]) for row in range(60)]
+@pytest.mark.parametrize("word", ["nan", "NA", "None", "-", "?", "-1"])
+def test_a_word_for_no_label_is_told(tmp_path: Path, word: str, capsys: pytest.CaptureFixture) -> None:
+    rows = [(f"row {row}", ["0", "1", word][row % 3]) for row in range(60)]
     load(write_csv(tmp_path / "t.csv", ["text", "label"], rows))
-    assert "warning: among the classes: 'nan'; leave out rows without a label" in capsys.readouterr().out
+    assert f"warning: among the classes: {word!r}; leave out rows without a label" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("labels", [["-1", "1"], ["none", "some"], ["na", "fr"]])
+def test_labels_that_look_like_none_but_are_not(tmp_path: Path, labels: list, capsys: pytest.CaptureFixture) -> None:
+    rows = [(f"row {row}", labels[row % 2]) for row in range(40)]
+    load(write_csv(tmp_path / "t.csv", ["text", "label"], rows))
+    assert "among the classes" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ("billing, urgent", "warning: 'billing, urgent' is one class here"),
+        ("billing;urgent", "warning: 'billing;urgent' is one class here"),
+        ("urgent#billing", "warning: 'urgent#billing' is one class here"),
+        ('{"choices": ["urgent"]}', "is one class here"),
+        ("Rome, NY", ""),
+        ("billing/other", ""),
+    ],
+)
+def test_several_classes_in_one_cell_are_told(label: str, said: str, capsys: pytest.CaptureFixture) -> None:
+    PartialState()
+    warn_of_labels(Counter({"billing": 30, "urgent": 30, label: 30}))
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert ("is one class here" in shown) == bool(said)
+
+
+@pytest.mark.parametrize("price", ["$421.99", "€ 5", "1,200 $", "$1,200.50"])
+def test_prices_are_classes_and_told(price: str, capsys: pytest.CaptureFixture) -> None:
+    PartialState()
+    warn_of_labels(Counter({price: 20, "7": 20, "12": 20}))
+    assert f"warning: labels such as {price!r} are classes; to predict numbers, write" in capsys.readouterr().out
+
+
+def test_ratings_up_to_ten_are_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = [(f"row {row}", f"{row % 11}.0") for row in range(66)]
+    load(write_csv(tmp_path / "t.csv", ["text", "label"], rows))
+    assert "have a decimal point, so they are numbers to predict" in capsys.readouterr().out
+
+
+def test_signs_have_plus_as_their_second_class(tmp_path: Path) -> None:
+    rows = [(f"row {row}", ["+1", "-1"][row % 2]) for row in range(40)]
+    task = load(write_csv(tmp_path / "t.csv", ["text", "label"], rows))[1]
+    assert task.labels[second_class(task)] == "+1"
+
+
+def test_a_file_without_a_header_is_told_by_its_label(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Its first row became the names of the columns."""
+    rows = [(["ham", "spam"][row % 2], f"message {row}, and so on") for row in range(40)]
+    file = write_csv(tmp_path / "t.csv", rows[0], rows[1:])
+    load(file, label_column_name="ham")
+    said = "warning: the column 'ham' of the train data holds 'ham'; does its file have a header?"
+    assert said in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        load(file)
+    assert "(if these are the cells of a row, give the file a first line with names)" in capsys.readouterr().err
 
 
 def test_whole_numbers_of_any_size_take_whole_numbers_only(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

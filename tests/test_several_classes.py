@@ -292,3 +292,16 @@ def test_the_first_rows_of_sorted_lists_lack_a_class(tmp_path: Path, capsys: pyt
     made = [{"text": f"row {row}", "label": [["x"], ["x", "y"], ["z", "y"]][row // 10]} for row in range(30)]
     load(write(tmp_path / "t.jsonl", made), max_train_samples=20)
     assert "--max_train_samples leaves no row of z in the train data" in capsys.readouterr().out
+
+
+def test_lists_of_one_class_each_are_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    made = [{"text": text, "label": ["ab"[label]]} for text, label in sentences(20)]
+    load(write(tmp_path / "t.jsonl", made))
+    assert "warning: every row has a list of one class; to predict exactly one" in capsys.readouterr().out
+
+
+def test_a_column_for_each_class_is_no_list(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = write_csv(tmp_path / "t.csv", ["text", "toxic", "insult"], [(text, y, 1 - y) for text, y in sentences(20)])
+    with pytest.raises(SystemExit):
+        load(file, label_column_name="toxic,insult")
+    assert "takes one column; for several classes a row, it has lists of their names" in capsys.readouterr().err
