@@ -69,14 +69,14 @@ def warn_of_labels(counts: Counter[str]) -> None:
             say(f"warning: the labels {same} differ only in capitals or spaces, or in how they are encoded")
     joined = (label for label in counts if "|" in label and counts.keys() & set(label.split("|")))
     parts = ((label, [part.strip() for part in re.split("[,;#/]", label)]) for label in counts)
-    several = (label for label, words in parts if len(words) > 1 and counts.keys() >= set(words))
+    several = [label for label, words in parts if len(words) > 1 and counts.keys() >= set(words)]
     listed = (label for label in counts if re.fullmatch(r"\[.*\]|\{.*\}", label.strip()))
-    if example := next(joined, None) or next(several, None) or next(listed, None):
+    if example := next(joined, None) or next(iter(several[:1] * (len(several) > 1)), None) or next(listed, None):
         say(f"warning: {example!r} is one class here; a row with several takes a list of them, in JSON or parquet")
     number = re.compile(NUMBERS["float64"])
     odd = sorted(repr(label) for label in counts if not number.fullmatch(label.strip()))
     marked = re.compile(r"([$€£¥]\s?)?-?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?(\s*[%$€£¥])?")
-    example = next((label for label in counts if not number.fullmatch(label.strip())), None)
+    example = next((label for label in counts if re.search("[,%$€£¥]", label)), None)
     if example and all(marked.fullmatch(word) or number.fullmatch(word) for word in map(str.strip, counts)):
         say(f"warning: labels such as {example!r} are classes; to predict numbers, write 1200 or 0.15")
     elif all(re.fullmatch(r"-?\d+,\d+", label) for label in counts):
@@ -85,9 +85,10 @@ def warn_of_labels(counts: Counter[str]) -> None:
         say("warning: whole numbers are classes; --do_regression predicts them as numbers")
     elif 0 < len(odd) * 4 < len(counts):
         say(f"warning: most labels are numbers; because of {some(odd)}, all are classes")
-    unknown = {"-1"} if {"-1", "0"} <= counts.keys() else set()
-    if absent := sorted(label for label in counts if label.strip() in MISSING or label in unknown):
-        say(f"warning: among the classes: {some(map(repr, absent))}; leave out rows without a label")
+    real = {"-"} if "+" in counts else {"?"} if counts.keys() & {".", "!"} else set()  # signs are classes here
+    unknown = {"-1"} if {"-1", "0", "1", "2"} <= counts.keys() and "-2" not in counts else set()
+    if absent := sorted(label for label in counts if label.strip() in {*MISSING, *unknown} - real):
+        say(f"warning: {some(map(repr, absent))} among the classes; if this means no label, leave out these rows")
     if rare := sorted(label for label in counts if counts[label] < 10):
         listed = some(rare)
         say(f"warning: fewer than ten rows of the training data have the label {listed}")

@@ -19,7 +19,9 @@ from no_trainer.launch import say
 from no_trainer.messages import stop, suggestion
 
 PAIRS = [("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text", "text_pair")]
-PAIRS += [("question", other) for other in ("answer", "passage", "context")]
+ANSWERS = ("answer", "passage", "context", "document", "evidence", "sentence", "text")
+PAIRS += [(first, second) for first in ("question", "query", "claim") for second in ANSWERS]
+PAIRS += [(first, second) for first in ("text", "sentence", "review", "tweet") for second in ("aspect", "target")]
 NAMES = [*PAIRS, ("text",), ("sentence",)]  # read if they are there, the first that fit
 ROW_NUMBERS = ("id", "idx", "index", "guid", "uuid")
 ROW_NUMBERS += ("__index_level_0__", "unnamed: 0")  # written by pandas
@@ -28,6 +30,7 @@ CODES = (  # cells that are not text
     r"(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2} \w{3,9} \d{4}|\w{3,9} \d{1,2},? \d{4})([T ,]+\d{1,2}:\d\d.*)?",  # dates
     r"\w{3},? \d{1,2} \w{3} \d{4}.*|\w{3} \w{3} +\d{1,2} \d\d:\d\d.*|\d{1,2}:\d\d(:\d\d)?( [ap]m)?",  # and times
     r"\S*[\d/:_@\\#]\S*|www\.\S+",  # addresses, paths, keys: a single word with such a sign
+    r"\[.*\]|\{.*\}",  # lists and objects
 )
 SAMPLE = 2000  # rows to look at
 
@@ -90,24 +93,23 @@ def find_text_columns(data: Dataset, label: str = "label") -> list[str]:
     These are columns of sentences, if any, that neither are the same in all rows nor give the label away.
     """
     features = data.features  # once: it is copied at each look
-    strings = {name.lower(): name for name in data.column_names if name != label and is_string(features[name])}
-    for known in NAMES:
-        if strings.keys() >= set(known):
-            found = [strings[name] for name in known]
-            tell_others(found, strings.values())
-            return found
+    strings = [name for name in data.column_names if name != label and is_string(features[name])]
     named = [n for n in data.column_names if n != label and n.lower() not in ROW_NUMBERS and "label" not in n.lower()]
     if not named:
         stop(f"the data has no text column besides {label!r}; name one with --text_column_names")
     # from the whole file, which may be sorted by label, and not at equal distances: labels may alternate
     rows = np.sort(np.random.default_rng(0).permutation(len(data))[:SAMPLE])
     sample = data.select(rows).with_format("arrow")[:]
-    texts = {name: sample.column(name).to_pylist() for name in strings.values() if name in named}
+    texts = {name: sample.column(name).to_pylist() for name in strings if name in named}
     texts = {name: [cell or "" for cell in cells] for name, cells in texts.items()}
     texts = {name: cells for name, cells in texts.items() if any(map(str.strip, cells))} or texts
-    texts = {name: cells for name, cells in texts.items() if not is_code(cells)} or texts
+    known = {name.lower(): name for name in reversed(texts)} | {name: name for name in texts}
+    if names := next((names for names in NAMES if known.keys() >= set(names)), None):
+        found = [known[name] for name in names]
+        tell_others(found, strings)
+        return found
     texts = {name: cells for name, cells in texts.items() if len(set(cells)) > 1} or texts
-    texts = {name: cells for name, cells in texts.items() if is_sentence(cells)} or texts
+    texts = {name: cells for name, cells in texts.items() if not is_code(cells)} or texts
     telling = []
     if len(texts) > 1 and label in data.column_names:
         answers = list(map(str, sample.column(label).to_pylist()))
@@ -115,7 +117,11 @@ def find_text_columns(data: Dataset, label: str = "label") -> list[str]:
         telling = [] if len(telling) == len(texts) else telling
     if telling:
         say(f"not read, since the label can be told from them: {', '.join(telling)}")
-    found = [name for name in texts or named if name not in telling][:2]
+    texts = {name: cells for name, cells in texts.items() if name not in telling}
+    most = max((len(set(cells)) for cells in texts.values()), default=0)  # sentences differ, kinds repeat
+    varied = {name: cells for name, cells in texts.items() if 4 * len(set(cells)) >= most}
+    texts = {name: cells for name, cells in varied.items() if is_sentence(cells)} or texts
+    found = list(texts or named)[:2]
     if len(found) == 2:
         others = [name for name in data.column_names if name not in (*found, label)]
         rest = f" (not {', '.join(others)})" if others else ""
@@ -124,7 +130,7 @@ def find_text_columns(data: Dataset, label: str = "label") -> list[str]:
             f"to read one: --text_column_names {quote(listed(found[:1]))}"
         )
     else:
-        tell_others(found, [name for name in strings.values() if name not in telling])
+        tell_others(found, [name for name in strings if name not in telling])
     return found
 
 

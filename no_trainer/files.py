@@ -20,6 +20,7 @@ from datasets.info import DatasetInfosDict
 from no_trainer import cells, records
 from no_trainer.checks import SUFFIXES
 from no_trainer.folder import checksum, to_disk
+from no_trainer.labels import inner, is_list
 from no_trainer.launch import say
 from no_trainer.messages import some, stop, under_way
 
@@ -75,21 +76,37 @@ def report_files(source: Path, files: dict[str, list[str]], whole: bool) -> None
 
 def described(data: Dataset, features: dict[str, Any], source: str) -> Dataset:
     """The data with those columns as classes and fractions that the README of `source` says are such."""
-    for name, feature in features.items() if features else ():
+    for name, feature in features.items():
+        kind = inner(feature)
         is_number = isinstance(feature, Value) and feature.dtype.startswith("float")
-        if name not in data.column_names or not (is_number or isinstance(feature, ClassLabel)):
+        if name not in data.column_names or not (is_number or isinstance(kind, ClassLabel)):
             continue
-        cells, named = data[name][:], getattr(feature, "names", [])
-        known = {str(number): number for number in range(-1, len(named))} | {word: n for n, word in enumerate(named)}
+        cells = data[name][:]
         try:
             if is_number:
-                values = [None if cell in (None, "") else float(cell) for cell in cells]
+                values: list[Any] = [None if cell in (None, "") else float(cell) for cell in cells]
+            elif is_list(feature):
+                values = [class_numbers(row, kind.names) for row in cells]
             else:
-                values = [-1 if cell in (None, "") else known[str(cell)] for cell in cells]
-        except (KeyError, ValueError, TypeError) as error:
-            stop(f"{source}: column {name} is not what its README.md says, {feature}: {error}")
+                values = class_numbers(cells, kind.names)
+        except (ValueError, TypeError) as error:
+            say(f"warning: {source}: the column {name} is not what its README.md says, and read as it is: {error}")
+            continue
         data = data.remove_columns(name).add_column(name, values, feature=feature)
     return data
+
+
+def class_numbers(cells: list[Any], names: list[str]) -> list[int]:
+    """The numbers of classes that are given by their names or, where not all cells are names, by their numbers.
+
+    A cell without a value is -1. Raises ValueError if there is no such class.
+    """
+    words = [str(cell).strip() for cell in cells if cell not in (None, "")]
+    by_name = all(isinstance(cell, str) for cell in cells if cell is not None) and set(words) <= set(names)
+    numbers = {word: names.index(word) if by_name else int(word) for word in set(words)} | {"": -1}
+    if wrong := [word for word, number in numbers.items() if not -1 <= number < len(names)]:
+        raise ValueError(f"{wrong[0]} is none of {len(names)} classes")
+    return [numbers["" if cell is None else str(cell).strip()] for cell in cells]
 
 
 def has_options(config: datasets.BuilderConfig) -> bool:

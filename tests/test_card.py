@@ -67,7 +67,7 @@ def test_the_card_tells_scores_epochs_command_and_versions(
 def test_the_cards_snippet_runs_as_printed(run: Callable, tmp_path: Path, pairs: bool, numbers: bool) -> None:
     rows = [(f"good {n}", "fine", n % 2 + 0.5 if numbers else "yn"[n % 2]) for n in range(24)]
     rows = rows if pairs else [(text, label) for text, _, label in rows]
-    header = ["a", "b", "label"] if pairs else ["a", "label"]
+    header = ["sentence1", "sentence2", "label"] if pairs else ["a", "label"]
     file = write_csv(tmp_path / "t.csv", header, rows)
     run("--train_file", file, "--max_train_steps", 1, "--output_dir", tmp_path / "out")
     said = io.StringIO()

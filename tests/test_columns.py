@@ -12,7 +12,7 @@ from conftest import load, sentences, usage_error, write_csv
 from datasets import ClassLabel, Dataset, Features, Value
 
 import run_glue_no_trainer as script
-from no_trainer.columns import choose_text_columns, find_text_columns
+from no_trainer.columns import choose_text_columns, find_text_columns, gives_away
 from no_trainer.commands import names_in
 
 
@@ -109,14 +109,13 @@ def test_columns_of_other_types_are_no_text(tmp_path: Path) -> None:
 
 
 def test_a_column_that_the_label_can_be_told_from_is_no_text(tmp_path: Path) -> None:
-    """`kind` has one label for each of its few values; where both labels occur with each, it may be read."""
+    """`kind` has one label for each of its few values; where both labels occur with each, its values repeat."""
     texts = sentences(60)
     names = {0: ["it is a complaint", "it asks for money"], 1: ["it is all praise", "it says its thanks"]}
-    rows = [[names[label][row % 2], text, "ab"[label]] for row, (text, label) in enumerate(texts)]
     header = ["kind", "review", "label"]
-    assert load(write_csv(tmp_path / "t.csv", header, rows))[1].text_columns == ["review"]
-    rows = [[names[row % 2][row // 2 % 2], text, "ab"[label]] for row, (text, label) in enumerate(texts)]
-    assert load(write_csv(tmp_path / "t.csv", header, rows))[1].text_columns == ["kind", "review"]
+    for kinds in ([names[label] for _, label in texts], [names[row % 2] for row in range(60)]):
+        rows = [[kinds[row][row % 2], text, "ab"[label]] for row, (text, label) in enumerate(texts)]
+        assert load(write_csv(tmp_path / "t.csv", header, rows))[1].text_columns == ["review"]
 
 
 @pytest.mark.parametrize(
@@ -184,6 +183,8 @@ SAID = [f"{text} said somebody" for text, _ in sentences(60)]
             {"genre": ["fiction"], "premise": SAID, "premise_parse": SAID, "hypothesis": SAID},
             ["premise", "hypothesis"],
         ),
+        ({"question": SAID, "sentence": SAID[::-1], "kind": ["x", "y"]}, ["question", "sentence"]),
+        ({"tags": ['["a", "b"]', '["c"]'], "review": SAID}, ["review"]),
         ({"title": SAID, "body": SAID[::-1], "author": ["Ann", "Bob"]}, ["title", "body"]),
         ({"作者": ["张", "李"], "内容": ["这部电影非常好看", "我不喜欢这个服务"]}, ["内容"]),
         ({"command": ["turn on", "stop it", "louder now"], "room": ["kitchen", "hall"]}, ["command", "room"]),
@@ -228,15 +229,31 @@ def test_a_single_label_is_told_by_no_column() -> None:
     assert find_text_columns(Dataset.from_dict(columns)) == ["message", "user"]
 
 
-@pytest.mark.parametrize(("exceptions", "read"), [(0, ["review"]), (2, ["review"]), (12, ["kind", "review"])])
-def test_a_column_that_nearly_tells_the_label_is_no_text(tmp_path: Path, exceptions: int, read: list[str]) -> None:
+@pytest.mark.parametrize(("exceptions", "tells"), [(0, True), (2, True), (12, False)])
+def test_a_column_that_nearly_tells_the_label(exceptions: int, tells: bool) -> None:
     """With a tenth of the mistakes that the commonest label makes, or fewer."""
-    kinds = ["a kind of complaint", "a kind of praise"]
-    rows = [[kinds[label], text, "ab"[label]] for text, label in sentences(60)]
-    for row in rows[:exceptions]:
-        row[0] = kinds[1 - kinds.index(row[0])]
-    file = write_csv(tmp_path / "t.csv", ["kind", "review", "label"], rows)
-    assert load(file)[1].text_columns == read
+    answers = ["ab"[row % 2] for row in range(60)]
+    cells = [f"kind {answer} {row % 3}" for row, answer in enumerate(answers)]
+    flipped = [{"a": "b", "b": "a"}[answer] for answer in answers[:exceptions]]
+    assert gives_away(cells, flipped + answers[exceptions:]) == tells
+    assert not gives_away([f"text {row}" for row in range(60)], answers)  # each text is another
+    assert not gives_away(["kind"] * 60, ["a"] * 60)
+
+
+def test_a_description_of_each_class_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Even where the texts are shorter than it is."""
+    about = {"play": "the user wants to hear music", "stop": "the user wants to hear nothing"}
+    said = ["play music", "put music on", "stop", "be quiet", "silence please", "a song", "louder", "another one"]
+    rows = [[f"{said[row % 8]} {'abcde'[row % 5]}", about[label := list(about)[row % 2]], label] for row in range(80)]
+    file = write_csv(tmp_path / "t.csv", ["utterance", "description", "intent"], rows)
+    assert load(file, label_column_name="intent")[1].text_columns == ["utterance"]
+    assert "not read, since the label can be told from them: description\n" in capsys.readouterr().out
+
+
+def test_of_two_columns_whose_names_differ_in_case_both_are_there() -> None:
+    cells = {"text": [f"some words in {row}" for row in range(8)], "Text": [""] * 8, "label": list("ababbaab")}
+    assert find_text_columns(Dataset.from_dict(cells)) == ["text"]
+    assert find_text_columns(Dataset.from_dict(cells | {"text": [""] * 8, "body": cells["text"]})) == ["body"]
 
 
 def test_a_text_with_few_values_is_a_text(tmp_path: Path) -> None:

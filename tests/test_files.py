@@ -171,7 +171,7 @@ def describe(folder: Path, kind: str) -> None:
     (folder / "README.md").write_text(f"---\ndataset_info:\n  features:\n{features}---\n")
 
 
-@pytest.mark.parametrize("labels", [(0, 1), ("neg", "pos"), ("neg", 1)])
+@pytest.mark.parametrize("labels", [(0, 1), ("neg", "pos"), (" neg", "pos")])
 def test_class_names_that_a_readme_gives_are_those_of_the_model(tmp_path: Path, labels: tuple) -> None:
     write_csv(tmp_path / "train.csv", ["text", "label", "note"], [("null", labels[0], "x"), ("007", labels[1], "y")])
     write_csv(tmp_path / "test.csv", ["text", "label"], [("null", ""), ("x", -1)])
@@ -194,9 +194,20 @@ def test_whole_numbers_that_a_readme_calls_fractions_are_numbers(tmp_path: Path)
 def test_a_readme_of_other_labels_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     write_csv(tmp_path / "train.csv", ["text", "label"], [("x", "neg"), ("y", "neutral")])
     describe(tmp_path, "{class_label: {names: [neg, pos]}}")
-    with pytest.raises(SystemExit):
-        read_dataset(str(tmp_path), None)
-    assert "column label is not what its README.md says" in capsys.readouterr().err
+    assert read_dataset(str(tmp_path), None)["train"]["label"][:] == ["neg", "neutral"]
+    assert "the column label is not what its README.md says, and read as it is" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_numbers_of_classes_whose_names_are_numbers(tmp_path: Path, lists: bool) -> None:
+    """As `datasets` reads them: a number is that of a class, never its name."""
+    labels = [[row % 3] if lists else row % 3 for row in range(6)]
+    lines = [json.dumps({"text": f"row {row}", "label": label}) for row, label in enumerate(labels)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    kind = "{class_label: {names: ['1', '2', '3']}}"
+    describe(tmp_path, f"{{list: {kind}}}" if lists else kind)
+    assert read_dataset(str(tmp_path), None)["train"]["label"][:] == labels
+    assert datasets.load_dataset(str(tmp_path))["train"]["label"][:] == labels
 
 
 def test_a_folder_is_read_the_same_after_datasets_has_read_it(tmp_path: Path) -> None:
