@@ -155,9 +155,14 @@ def is_code(cells: list[str]) -> bool:
 
 def is_sentence(cells: list[str]) -> bool:
     """Whether half of the filled cells have four words, or four letters of a script that has no spaces, or more."""
-    filled = [cell for cell in cells if cell.strip()]
-    letters = [sum(unicodedata.category(letter) == "Lo" for letter in cell[:100]) for cell in filled]
-    return bool(filled) and np.median(np.maximum([len(cell.split()) for cell in filled], letters)) >= 4
+    filled = [cell.strip() for cell in cells if cell.strip()]
+
+    def is_long(cell: str) -> bool:
+        if len(cell.split(maxsplit=3)) > 3:
+            return True
+        return not cell[:20].isascii() and sum(unicodedata.category(letter) == "Lo" for letter in cell[:20]) > 3
+
+    return 2 * sum(map(is_long, filled)) >= len(filled) > 0
 
 
 def gives_away(cells: list[str], answers: list[str]) -> bool:
