@@ -33,10 +33,11 @@ def find_classes(data: Dataset, told: bool = False) -> tuple[list[Any] | None, l
         return list(range(len(feature.names))), list(feature.names)
     labels = data["label"][:]
     if is_list(feature):
+        one_each = all(len(row) == 1 for row in labels)
         labels = [value for row in labels for value in row]
         if not labels:
             stop("the training data has no class at all: every list of labels is empty")
-        if all(len(row) == 1 for row in data["label"][:]):
+        if one_each:
             say("warning: every row has a list of one class; to predict exactly one for each row, write no lists")
     elif feature.dtype.startswith("float"):
         if not told:
@@ -71,7 +72,8 @@ def warn_of_labels(counts: Counter[str]) -> None:
     parts = ((label, [part.strip() for part in re.split("[,;#/]", label)]) for label in counts)
     several = [label for label, words in parts if len(words) > 1 and counts.keys() >= set(words)]
     listed = (label for label in counts if re.fullmatch(r"\[.*\]|\{.*\}", label.strip()))
-    if example := next(joined, None) or next(iter(several[:1] * (len(several) > 1)), None) or next(listed, None):
+    of_two = several[0] if len(several) > 1 else None  # a single one may be a name, such as OS/2
+    if example := next(joined, None) or of_two or next(listed, None):
         say(f"warning: {example!r} is one class here; a row with several takes a list of them, in JSON or parquet")
     number = re.compile(NUMBERS["float64"])
     odd = sorted(repr(label) for label in counts if not number.fullmatch(label.strip()))

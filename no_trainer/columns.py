@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Value
 
 from no_trainer.checks import trains
-from no_trainer.commands import listed, quote
+from no_trainer.commands import quote, written
 from no_trainer.glue import GLUE, is_test
 from no_trainer.launch import say
 from no_trainer.messages import stop, suggestion
@@ -67,7 +67,7 @@ def choose_text_columns(args: argparse.Namespace, data: Dataset, memory: dict[st
     if learned and not trains(args):
         stop(
             f"the model was trained on the column{'s' * (len(learned) > 1)} {', '.join(learned)}, "
-            f"but the data has no {missing[0]!r}; its columns are {listed(data.column_names)}; "
+            f"but the data has no {missing[0]!r}; its columns are {written(data.column_names)}; "
             "--text_column_names says which to read instead"
         )
     return find_text_columns(data, label)
@@ -83,7 +83,7 @@ def check_columns(data: Dataset, name: str, wanted: list[str], label: str, args:
         header = " (if these are the cells of a row, give the file a first line with names)" * of_table
         if "," in missing[0] and missing[0] == label:
             stop("--label_column_name takes one column; for several classes a row, it has lists of their names")
-        columns = f"its columns are {listed(data.column_names)}{header}"
+        columns = f"its columns are {written(data.column_names)}{header}"
         stop(f"the {name} data has no column {missing[0]!r}; {columns}{other}")
 
 
@@ -127,7 +127,7 @@ def find_text_columns(data: Dataset, label: str = "label") -> list[str]:
         rest = f" (not {', '.join(others)})" if others else ""
         say(
             f"warning: two columns are read, as a pair of texts: {found[0]} and {found[1]}{rest}; "
-            f"to read one: --text_column_names {quote(listed(found[:1]))}"
+            f"to read one: --text_column_names {quote(written(found[:1]))}"
         )
     else:
         tell_others(found, [name for name in strings if name not in telling])
@@ -138,7 +138,7 @@ def tell_others(found: list[str], others: Iterable[str]) -> None:
     """Say from which columns the text is read, if there are others besides row numbers."""
     others = [name for name in others if name not in found and name.lower() not in ROW_NUMBERS]
     if others:
-        say(f"the text is read from {listed(found)}, not from {listed(others)}; --text_column_names names others")
+        say(f"the text is read from {written(found)}, not from {written(others)}; --text_column_names names others")
 
 
 def is_string(feature: Any) -> bool:

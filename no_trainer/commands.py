@@ -40,13 +40,13 @@ def quote_windows(word: str) -> str:
     return '"' + re.sub(r"(\\+)$", r"\1\1", doubled) + '"'
 
 
-def listed(names: Sequence[str]) -> str:
+def written(names: Sequence[str]) -> str:
     """Names of columns in one list; one that has a comma itself stands in double quotes. See `names_in`."""
     return ", ".join(f'"{name}"' if "," in name else name for name in names)
 
 
 def names_in(text: str) -> list[str]:
-    """The names in a list that is written with commas, as `listed` writes it."""
+    """The names in a list that is written with commas, as `written` writes it."""
     found = re.findall(r'(?:^|,)\s*(?:"([^"]*,[^"]*)"\s*(?=,|$)|([^,]*))', text)
     return [(quoted or plain).strip() for quoted, plain in found]
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 import glob
+import itertools
 import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,36 +39,30 @@ def read_dataset(source: str, config: str | None) -> dict[str, Dataset]:
         stop(f"--dataset_name {source} is the name of a file format; give files with --train_file")
     if kind == "cache":  # the hub does not answer
         if "/" not in source:
-            stop(
-                f"--dataset_name {source}: there is no such folder, and the hub does not answer; "
-                "the data cached under this name may come from another folder"
-            )
+            other = "the data cached under this name may come from another folder"
+            stop(f"--dataset_name {source}: there is no such folder, and the hub does not answer; {other}")
         say(f"warning: the hub does not answer; {source} is read from datasets' cache")
     files = getattr(builder.config, "data_files", None) or {}
     files = {str(split): list(map(str, named)) for split, named in files.items()}
     every = [Path(file) for named in files.values() for file in named]
     how: dict[str, Any] = {"keep_default_na": False} if kind == "csv" else {}
     if every and all(file.exists() for file in every):
-        report_files(Path(source), files, whole=len(builder.builder_configs) < 2)
+        report_files(Path(source), files, every, whole=len(builder.builder_configs) < 2)
         if kind in ("csv", "json") and not has_options(builder.config):
             info = DatasetInfosDict.from_directory(source).get(builder.config.name)
             features = (info and info.features) or {}
             return {split: described(read_files(named, []), features, source) for split, named in files.items()}
         # datasets' cache goes by the name of a folder, not by what is in its files
         content = xxhash.xxh3_64_hexdigest("".join(map(checksum, every)).encode())
-        how["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / "run_glue_no_trainer" / content)
+        how["cache_dir"] = str(own_cache() / content)
     return dict(attempt(source, lambda: load_dataset(source, config, **how)))
 
 
-def report_files(source: Path, files: dict[str, list[str]], whole: bool) -> None:
-    """Say which files of a folder make up a split, unless they are numbered, and which none has.
-
-    The latter only if the `whole` folder is one data set: others may be for another configuration.
-    """
+def report_files(source: Path, files: dict[str, list[str]], every: list[Path], whole: bool) -> None:
+    """Say which files a split has, if they are not numbered, and which none has, if `whole`: one data set only."""
     for split, named in files.items():
         if len(named) > 1 and not re.search(r"-\d+-of-\d+\.", named[0]):
             say(f"{source}: the {split} data are those of {some(map(os.path.basename, named))}")
-    every = [Path(file) for named in files.values() for file in named]
     read, folders = set(map(os.path.realpath, every)), {source, *(file.parent for file in every)}
     there = [file for folder in folders for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and whole]
     if unread := sorted({file.name for file in there if os.path.realpath(file) not in read}):
@@ -86,9 +81,11 @@ def described(data: Dataset, features: dict[str, Any], source: str) -> Dataset:
             if is_number:
                 values: list[Any] = [None if cell in (None, "") else float(cell) for cell in cells]
             elif is_list(feature):
-                values = [class_numbers(row, kind.names) for row in cells]
+                numbers = class_numbers(itertools.chain(*cells), kind.names)
+                values = [[numbers[cell] for cell in row] for row in cells]
             else:
-                values = class_numbers(cells, kind.names)
+                numbers = class_numbers(cells, kind.names)
+                values = [numbers[cell] for cell in cells]
         except (ValueError, TypeError) as error:
             say(f"warning: {source}: the column {name} is not what its README.md says, and read as it is: {error}")
             continue
@@ -96,17 +93,17 @@ def described(data: Dataset, features: dict[str, Any], source: str) -> Dataset:
     return data
 
 
-def class_numbers(cells: list[Any], names: list[str]) -> list[int]:
-    """The numbers of classes that are given by their names or, where not all cells are names, by their numbers.
-
-    A cell without a value is -1. Raises ValueError if there is no such class.
+def class_numbers(cells: Iterable[Any], names: list[str]) -> dict[Any, int]:
+    """The class of each cell of a column, by its name or, unless all cells are names, by its number; -1 for none.
+    Raises ValueError if there is no such class.
     """
-    words = [str(cell).strip() for cell in cells if cell not in (None, "")]
-    by_name = all(isinstance(cell, str) for cell in cells if cell is not None) and set(words) <= set(names)
-    numbers = {word: names.index(word) if by_name else int(word) for word in set(words)} | {"": -1}
-    if wrong := [word for word, number in numbers.items() if not -1 <= number < len(names)]:
-        raise ValueError(f"{wrong[0]} is none of {len(names)} classes")
-    return [numbers["" if cell is None else str(cell).strip()] for cell in cells]
+    words = {cell: "" if cell is None else str(cell).strip() for cell in set(cells)}
+    given = {cell: word for cell, word in words.items() if word}
+    by_name = all(isinstance(cell, str) and word in names for cell, word in given.items())
+    numbers = {cell: names.index(word) if by_name else int(word) for cell, word in given.items()}
+    if wrong := [cell for cell, number in numbers.items() if not -1 <= number < len(names)]:
+        raise ValueError(f"{wrong[0]!r} is none of {len(names)} classes")
+    return dict.fromkeys(words, -1) | numbers
 
 
 def has_options(config: datasets.BuilderConfig) -> bool:
@@ -154,7 +151,7 @@ def read_file(file: str) -> Dataset:
         check_parquet(file)
         name = checksum(Path(file))  # datasets alone goes by the time at which the file was written
         return attempt(file, lambda: load_dataset("parquet", name, data_files=glob.escape(file), split="train"))
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "run_glue_no_trainer"
+    cache = own_cache()
     # named after checksums of the file, its reader and the table: no stale or damaged one is used
     content = "-".join(map(checksum, map(Path, (file, __file__, cells.__file__, records.__file__))))
     name = f"{content}-{os.path.splitext(file)[1].lower()[1:]}"
@@ -168,6 +165,10 @@ def read_file(file: str) -> Dataset:
     for note in notes:
         say(f"{file}: {note}")
     return Dataset.from_file(str(cached))
+
+
+def own_cache() -> Path:
+    return Path(datasets.config.HF_DATASETS_CACHE) / "run_glue_no_trainer"
 
 
 def keep(table: pa.Table, cache: Path, name: str) -> Path:

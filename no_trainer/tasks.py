@@ -53,9 +53,9 @@ def load_data(args: argparse.Namespace, fold: int = 4, folds: int = 10) -> tuple
             labelled = {name: name_labels(data) for name, data in labelled.items()}
         if not isinstance(next(iter(labelled.values())).features["label"], ClassLabel):
             labelled = type_labels(labelled, where, args.do_regression)
-    for name, data in labelled.items():
-        a_row = label != "label" and any(len(column.split()) > 3 for column in text_columns)
-        if a_row and not is_list(data.features["label"]) and label in map(str, data.unique("label")):
+    like_a_row = label != "label" and any(len(column.split()) > 3 for column in text_columns)
+    for name, data in labelled.items() if like_a_row else ():
+        if not is_list(data.features["label"]) and label in map(str, data.unique("label")):
             say(f"warning: the column {label!r} of the {name} data holds {label!r}; does its file have a header?")
     task = find_task(labelled, text_columns, args, memory.get("max_length", 128), where)
     task = replace(task, label_column=label)

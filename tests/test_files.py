@@ -210,6 +210,14 @@ def test_numbers_of_classes_whose_names_are_numbers(tmp_path: Path, lists: bool)
     assert datasets.load_dataset(str(tmp_path))["train"]["label"][:] == labels
 
 
+def test_a_column_of_lists_is_read_in_one_way(tmp_path: Path) -> None:
+    """Numbers that are written as text: the classes are `1` and `2`, and 0 is no name, so all are numbers."""
+    lines = [json.dumps({"text": f"row {row}", "label": [str(row % 2)]}) for row in range(6)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    describe(tmp_path, "{list: {class_label: {names: ['1', '2']}}}")
+    assert read_dataset(str(tmp_path), None)["train"]["label"][:] == [[row % 2] for row in range(6)]
+
+
 def test_a_folder_is_read_the_same_after_datasets_has_read_it(tmp_path: Path) -> None:
     """`datasets` alone would join the rows between two quotes, and read 007 as 7."""
     lines = [f"row {row}\t00{row % 2}" for row in range(20)]
