@@ -23,6 +23,7 @@ ANSWERS = ("answer", "passage", "context", "document", "evidence", "sentence", "
 PAIRS += [(first, second) for first in ("question", "query", "claim") for second in ANSWERS]
 PAIRS += [(first, second) for first in ("text", "sentence", "review", "tweet") for second in ("aspect", "target")]
 NAMES = [*PAIRS, ("text",), ("sentence",)]  # read if they are there, the first that fit
+TEXTS = {name for names in NAMES for name in names}
 ROW_NUMBERS = ("id", "idx", "index", "guid", "uuid")
 ROW_NUMBERS += ("__index_level_0__", "unnamed: 0")  # written by pandas
 CODES = (  # cells that are not text
@@ -103,34 +104,35 @@ def find_text_columns(data: Dataset, label: str = "label") -> list[str]:
     texts = {name: sample.column(name).to_pylist() for name in strings if name in named}
     texts = {name: [cell or "" for cell in cells] for name, cells in texts.items()}
     texts = {name: cells for name, cells in texts.items() if any(map(str.strip, cells))} or texts
-    known = {name.lower(): name for name in reversed(texts)} | {name: name for name in texts}
-    if names := next((names for names in NAMES if known.keys() >= set(names)), None):
-        found = [known[name] for name in names]
-        tell_others(found, strings)
-        return found
-    texts = {name: cells for name, cells in texts.items() if len(set(cells)) > 1} or texts
-    texts = {name: cells for name, cells in texts.items() if not is_code(cells)} or texts
     telling = []
     if len(texts) > 1 and label in data.column_names:
         answers = list(map(str, sample.column(label).to_pylist()))
-        telling = [name for name, cells in texts.items() if gives_away(cells, answers)]
+        telling = [name for name, cells in texts.items() if gives_away(cells, answers, name.lower() in TEXTS)]
         telling = [] if len(telling) == len(texts) else telling
     if telling:
         say(f"not read, since the label can be told from them: {', '.join(telling)}")
     texts = {name: cells for name, cells in texts.items() if name not in telling}
+    others = [name for name in strings if name not in telling]
+    known = {name.lower(): name for name in reversed(texts)} | {name: name for name in texts}
+    if names := next((names for names in NAMES if known.keys() >= set(names)), None):
+        found = [known[name] for name in names]
+        tell_others(found, others)
+        return found
+    texts = {name: cells for name, cells in texts.items() if len(set(cells)) > 1} or texts
+    texts = {name: cells for name, cells in texts.items() if not is_code(cells)} or texts
     most = max((len(set(cells)) for cells in texts.values()), default=0)  # sentences differ, kinds repeat
     varied = {name: cells for name, cells in texts.items() if 4 * len(set(cells)) >= most}
     texts = {name: cells for name, cells in varied.items() if is_sentence(cells)} or texts
     found = list(texts or named)[:2]
     if len(found) == 2:
-        others = [name for name in data.column_names if name not in (*found, label)]
-        rest = f" (not {', '.join(others)})" if others else ""
+        left = [name for name in data.column_names if name not in (*found, label)]
+        rest = f" (not {', '.join(left)})" if left else ""
         say(
             f"warning: two columns are read, as a pair of texts: {found[0]} and {found[1]}{rest}; "
             f"to read one: --text_column_names {quote(written(found[:1]))}"
         )
     else:
-        tell_others(found, [name for name in strings if name not in telling])
+        tell_others(found, others)
     return found
 
 
@@ -165,16 +167,16 @@ def is_sentence(cells: list[str]) -> bool:
     return 2 * sum(map(is_long, filled)) >= len(filled) > 0
 
 
-def gives_away(cells: list[str], answers: list[str]) -> bool:
+def gives_away(cells: list[str], answers: list[str], exact: bool = False) -> bool:
     """Whether the column determines the label, or nearly: it has few values, and with the commonest label of each,
-    there is at most a tenth of the mistakes that the commonest label of all makes.
+    there is at most a tenth of the mistakes that the commonest label of all makes; none if `exact`.
     """
     of_value: dict[str, Counter[str]] = {}
     for cell, answer in zip(cells, answers, strict=True):
         of_value.setdefault(cell, Counter())[answer] += 1
     mistakes = [found.total() - max(found.values()) for found in (Counter(answers), *of_value.values())]
     few = len(of_value) <= max(2, len(cells) // 4)
-    return few and mistakes[0] > 0 and sum(mistakes[1:]) <= mistakes[0] / 10
+    return few and mistakes[0] > 0 and sum(mistakes[1:]) <= (0 if exact else mistakes[0] / 10)
 
 
 def count_empty(data: Dataset, column: str) -> int:

@@ -156,14 +156,17 @@ def test_columns_without_a_filled_cell_are_no_texts() -> None:
 @pytest.mark.parametrize(
     "texts", [["play music", "stop", "louder"], [f"https://example.org/{row}" for row in range(40)]]
 )
-def test_a_column_called_text_is_read(tmp_path: Path, texts: list, capsys: pytest.CaptureFixture) -> None:
-    """Even if it has addresses, or few texts, each with one label."""
+def test_a_column_called_text_is_read_or_named(tmp_path: Path, texts: list, capsys: pytest.CaptureFixture) -> None:
+    """Addresses are read; few texts, each with one label, give it away."""
     PartialState()
     users = [f"user {'abcde'[row % 5]}{'fghijklm'[row % 8]}" for row in range(40)]
     rows = [[texts[row % len(texts)], users[row], "abc"[row % len(texts) % 3]] for row in range(40)]
     file = write_csv(tmp_path / "t.csv", ["text", "user", "label"], rows)
-    assert load(file)[1].text_columns == ["text"]
-    assert "the text is read from text, not from user; --text_column_names names others" in capsys.readouterr().out
+    read = load(file)[1].text_columns[0]
+    shown = capsys.readouterr().out
+    said = "not read, since the label can be told from them: text\n" in shown
+    assert (read, said) == (("user", True) if texts[0] == "play music" else ("text", False))
+    assert ("the text is read from text, not from user; --text_column_names names others" in shown) != said
 
 
 REASONS = ["late flight", "lost bag", "bad service", ""]
